@@ -1,0 +1,1 @@
+"""Items that look like this one."""

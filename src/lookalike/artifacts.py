@@ -1,0 +1,274 @@
+"""Artefacts: versioned folders that either are whole or are not there.
+
+An artefact is built aside on the local disk, copied to a NEW folder and becomes one by its
+`manifest.json`, which is written last and holds a sha256 of each file. Nothing is renamed and
+nothing overwritten, so this holds on object stores too. A folder without a manifest is what a
+killed step left behind; nobody reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+from pyarrow import fs as arrow_fs
+
+from lookalike.errors import ArtifactError, ConfigError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of an artefact: path inside it, size in bytes, hexadecimal sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artefact is and was made from.
+
+    Attributes:
+        kind: 'snapshot', 'encoder', 'index-part', 'index', 'report' or 'release'.
+        meta: what it is and was made from; JSON values.
+        files: its files, the manifest aside.
+    """
+
+    kind: str
+    meta: dict[str, Any]
+    files: tuple[FileEntry, ...]
+    created_at: str
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artefact: its folder or URI, and its manifest."""
+
+    uri: str
+    manifest: Manifest
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.manifest.meta
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def join(root: str, *parts: str) -> str:
+    """Path below a folder or URI."""
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
+    """The file system and the path in it that a folder or URI means.
+
+    Raises:
+        ConfigError: a scheme that this machine has no file system for.
+    """
+    if "://" not in uri:
+        return arrow_fs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        return arrow_fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError):
+        pass
+    try:  # abfss://, dbfs:/ and others come by fsspec where its package is installed
+        import fsspec
+
+        inner, path = fsspec.core.url_to_fs(uri)
+        return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(inner)), path
+    except (ImportError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"no file system for {uri!r} ({error})",
+            allowed="a folder, a mounted volume, s3://, gs://, hdfs://, or what fsspec knows",
+            remedy="Install the fsspec package of that scheme",
+        ) from error
+
+
+def local_path(uri: str) -> Path | None:
+    """The local folder that a URI means, or None where it is remote."""
+    inner, path = filesystem(uri)
+    return Path(path) if isinstance(inner, arrow_fs.LocalFileSystem) else None
+
+
+def new_name() -> str:
+    """A folder name nobody has used: UTC time, then 8 random digits. Sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
+
+
+@contextmanager
+def workbench() -> Iterator[Path]:
+    """An empty local folder to build in; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="lookalike-") as folder:
+        yield Path(folder)
+
+
+def commit(root: str, kind: str, built: Path, meta: Mapping[str, Any]) -> Artifact:
+    """Copy a built folder to a new artefact below `root`; the manifest goes last.
+
+    Args:
+        root: folder or URI of all artefacts of this kind.
+        kind: see `Manifest`.
+        built: local folder that holds the artefact's files.
+        meta: see `Manifest`.
+    """
+    uri = join(root, new_name())
+    files = tuple(describe(built))
+    for entry in files:
+        copy_in(built / entry.path, join(uri, entry.path))
+    return seal(uri, kind, meta, files)
+
+
+def seal(uri: str, kind: str, meta: Mapping[str, Any], files: tuple[FileEntry, ...]) -> Artifact:
+    """Make an artefact of files that lie in a new folder already, by writing its manifest."""
+    manifest = Manifest(kind, dict(meta), files, datetime.now(UTC).isoformat(timespec="seconds"))
+    inner, path = filesystem(uri)
+    inner.create_dir(path, recursive=True)
+    with inner.open_output_stream(f"{path}/{MANIFEST}") as stream:
+        stream.write(manifest.to_json().encode())
+    return Artifact(uri, manifest)
+
+
+def copy_in(source: Path, uri: str) -> None:
+    """Copy a local file to a new path."""
+    inner, path = filesystem(uri)
+    inner.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    arrow_fs.copy_files(
+        str(source.absolute()),
+        path,
+        source_filesystem=arrow_fs.LocalFileSystem(),
+        destination_filesystem=inner,
+        use_threads=False,
+    )
+
+
+def describe(folder: Path) -> Iterator[FileEntry]:
+    """Entries of all files below a local folder, by path."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        yield entry_of(path, path.relative_to(folder).as_posix())
+
+
+def entry_of(path: Path, name: str) -> FileEntry:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(name, path.stat().st_size, digest)
+
+
+def open_artifact(uri: str, kind: str) -> Artifact:
+    """Open an artefact: what is cheap is checked, the manifest and the size of each file.
+
+    Raises:
+        ArtifactError: not there, unreadable, of another kind or an unknown format, or a file that
+            is missing or of another size.
+    """
+    manifest = _read_manifest(uri, kind)
+    inner, path = filesystem(uri)
+    for entry, info in zip(
+        manifest.files,
+        inner.get_file_info([f"{path}/{entry.path}" for entry in manifest.files]),
+        strict=True,
+    ):
+        if info.type != arrow_fs.FileType.File:
+            raise _damaged(uri, f"{entry.path} is missing")
+        if info.size != entry.size:
+            raise _damaged(uri, f"{entry.path} has {info.size:,} bytes, not {entry.size:,}")
+    return Artifact(uri, manifest)
+
+
+def verify(artifact: Artifact) -> None:
+    """Read every file and compare its sha256.
+
+    Raises:
+        ArtifactError: naming the first file that is not what was committed.
+    """
+    inner, path = filesystem(artifact.uri)
+    for entry in artifact.manifest.files:
+        digest = hashlib.sha256()
+        with inner.open_input_stream(f"{path}/{entry.path}") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+        if digest.hexdigest() != entry.sha256:
+            raise _damaged(artifact.uri, f"{entry.path} is not the file that was committed")
+
+
+def exists(uri: str, kind: str) -> bool:
+    """Whether a whole artefact of this kind is there."""
+    try:
+        open_artifact(uri, kind)
+    except ArtifactError:
+        return False
+    return True
+
+
+def fetch(artifact: Artifact, folder: Path) -> Path:
+    """Local folder with the artefact's files: its own where it is local, else copied below `folder`."""
+    if (own := local_path(artifact.uri)) is not None:
+        return own
+    target = folder / artifact.name
+    inner, path = filesystem(artifact.uri)
+    for name in [*(entry.path for entry in artifact.manifest.files), MANIFEST]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        arrow_fs.copy_files(
+            f"{path}/{name}",
+            str(target / name),
+            source_filesystem=inner,
+            destination_filesystem=arrow_fs.LocalFileSystem(),
+        )
+    return target
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(uri: str, kind: str) -> Manifest:
+    inner, path = filesystem(uri)
+    try:
+        with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
+            raw = json.loads(stream.read())
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"there is no {kind} at {uri}: it has no {MANIFEST}",
+            remedy="Run the step that makes it again",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(uri, f"{MANIFEST} cannot be read ({error})") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else None
+        raise ArtifactError(
+            f"{uri} has format {found!r}",
+            allowed=f"format {FORMAT}",
+            remedy="Open it with the version of lookalike that wrote it",
+        )
+    if raw.get("kind") != kind:
+        raise ArtifactError(f"{uri} is a {raw.get('kind')!r}", allowed=f"a {kind!r}")
+    try:
+        files = tuple(FileEntry(**entry) for entry in raw["files"])
+        return Manifest(kind, raw["meta"], files, raw["created_at"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(uri, f"{MANIFEST} lacks {error}") from error
+
+
+def _damaged(uri: str, what: str) -> ArtifactError:
+    return ArtifactError(
+        f"the artefact {uri} is damaged: {what}", remedy="Run the step that makes it again"
+    )

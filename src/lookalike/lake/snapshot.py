@@ -1,0 +1,226 @@
+"""A pinned version of the tables, decoded once into Parquet packs for training.
+
+    SNAPSHOT/train/block-00007-RANDOM.parquet        one row group: one block
+    SNAPSHOT/validation/block-00000-RANDOM.parquet
+
+A row is a pack: images of one class, side by side in one binary. Files carry a random part, so
+that a task that Spark runs twice writes twice; the manifest names the one that counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from lookalike import artifacts, planning
+from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, PIXELS, TRAIN, VALIDATION
+from lookalike.images import Preprocessing, decode
+from lookalike.lake.session import translated
+from lookalike.lake.tables import Tables
+from lookalike.planning import BatchShape
+
+KIND = "snapshot"
+PACKS: Final = pa.schema(
+    [
+        pa.field(CLASS_ID, pa.int32(), nullable=False),
+        pa.field(COUNT, pa.int32(), nullable=False),
+        pa.field(ITEM_IDS, pa.string(), nullable=False),
+        pa.field(PIXELS, pa.binary(), nullable=False),
+    ]
+)
+_WRITTEN: Final = "split string, block long, items long, path string, size long, sha256 string"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a snapshot is made by. Equal recipes on equal versions make equal snapshots.
+
+    Attributes:
+        preprocessing: size and channels that images are decoded to.
+        batch: P x K that its blocks are laid out for.
+        validation_items: at most so many, by hash.
+        seed: of the order of items.
+    """
+
+    preprocessing: Preprocessing
+    batch: BatchShape
+    validation_items: int
+    seed: int
+
+
+def write(
+    tables: Tables, versions: dict[str, int], recipe: Recipe, files: str
+) -> artifacts.Artifact:
+    """Write and commit a snapshot.
+
+    Args:
+        tables: the warehouse's.
+        versions: of the tables 'items' and 'splits'.
+        recipe: see `Recipe`.
+        files: folder or URI of the warehouse's files.
+
+    Raises:
+        ConfigError: the batch asks for more classes than there are.
+    """
+    keys = _keys(tables, versions)
+    rows = keys.where(F.col("label").isNotNull()).groupBy("split", "label").count().collect()
+    counts = {split: {r["label"]: r["count"] for r in rows if r["split"] == split}
+              for split in (TRAIN, VALIDATION)}  # fmt: skip
+    classes = sorted(counts[TRAIN])
+    sizes = np.array([counts[TRAIN][label] for label in classes], dtype=np.int64)
+    planning.check_classes(sizes, recipe.batch)
+    blocks = planning.block_count(
+        int(sizes.sum()), recipe.preprocessing.item_bytes, recipe.batch
+    )
+    placed = _train_blocks(keys, classes, planning.lay_out(sizes, blocks, recipe.batch.images))
+    placed = placed.unionByName(_validation_blocks(keys, classes, recipe))
+    uri = artifacts.join(files, "snapshots", artifacts.new_name())
+    written = _write_blocks(tables, placed, recipe, uri, blocks)
+    meta = {
+        "versions": versions,
+        "recipe": asdict(recipe),
+        "classes": classes,
+        "counts": [int(n) for n in sizes],
+        "items": {
+            split: sum(w["items"] for w in written if w["split"] == split)
+            for split in (TRAIN, VALIDATION)
+        },
+        "blocks": {
+            split: [
+                {"path": w["path"], "items": w["items"]} for w in written if w["split"] == split
+            ]
+            for split in (TRAIN, VALIDATION)
+        },
+        "unlabelled": keys.where("label IS NULL AND split <> 'test'").count(),
+        "rejected": 0,
+    }
+    entries = tuple(artifacts.FileEntry(w["path"], w["size"], w["sha256"]) for w in written)
+    return artifacts.seal(uri, KIND, meta, entries)
+
+
+def _keys(tables: Tables, versions: dict[str, int]) -> DataFrame:
+    items = tables.read("items", versions["items"]).select("item_id", "sha256", "label")
+    return items.join(tables.read("splits", versions["splits"]).select("item_id", "split"), "item_id")
+
+
+def _in_order(keys: DataFrame, split: str, by: str | None) -> DataFrame:
+    # A position that depends on nothing but the ids.
+    shuffled = (F.xxhash64("item_id"), F.col("item_id"))
+    window = Window.partitionBy(by) if by else Window.partitionBy(F.lit(0))
+    return keys.where((F.col("split") == split) & F.col("label").isNotNull()).withColumn(
+        "position", F.row_number().over(window.orderBy(*shuffled)) - 1
+    )
+
+
+def _train_blocks(keys: DataFrame, classes: list[str], layout: planning.Layout) -> DataFrame:
+    spark = keys.sparkSession
+    table = spark.createDataFrame(
+        [(c, i, int(layout.start[i]), int(layout.width[i])) for i, c in enumerate(classes)],
+        "label string, class_id int, start long, width long",
+    )
+    block = (F.col("start") + F.col("position") % F.col("width")) % layout.blocks
+    return (
+        _in_order(keys, TRAIN, "label")
+        .join(F.broadcast(table), "label")
+        .withColumn("block", block)
+        .select("split", "block", "class_id", "position", "item_id", "sha256")
+    )
+
+
+def _validation_blocks(keys: DataFrame, classes: list[str], recipe: Recipe) -> DataFrame:
+    spark = keys.sparkSession
+    table = spark.createDataFrame(
+        [(c, i) for i, c in enumerate(classes)], "label string, class_id int"
+    )
+    per_block = max(1, planning.BLOCK_BYTES // recipe.preprocessing.item_bytes)
+    return (
+        _in_order(keys, VALIDATION, None)
+        .where(F.col("position") < recipe.validation_items)
+        .join(F.broadcast(table), "label")
+        .withColumn("block", F.floor(F.col("position") / per_block).cast("long"))
+        .select("split", "block", "class_id", "position", "item_id", "sha256")
+    )
+
+
+def _write_blocks(
+    tables: Tables, placed: DataFrame, recipe: Recipe, uri: str, blocks: int
+) -> list[dict[str, Any]]:
+    contents = tables.read("contents").select("sha256", "bytes")
+    tasks = max(1, min(blocks, 2 * tables.spark.sparkContext.defaultParallelism))
+    preprocessing = recipe.preprocessing
+    written = (
+        placed.join(contents, "sha256")
+        .select("split", "block", "class_id", "position", "item_id", "bytes")
+        .repartition(tasks, "split", "block")
+        .sortWithinPartitions("split", "block", "class_id", "position")
+        .mapInArrow(lambda batches: _blocks(batches, preprocessing, uri), _WRITTEN)
+    )
+    with translated():
+        rows = [row.asDict() for row in written.collect()]
+    return sorted(rows, key=itemgetter("split", "block"))
+
+
+def _blocks(
+    batches: Iterable[pa.RecordBatch], preprocessing: Preprocessing, uri: str
+) -> Iterator[pa.RecordBatch]:
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for (split, block), members in groupby(rows, key=itemgetter("split", "block")):
+        packs, items = [], 0
+        for class_id, images in groupby(members, key=itemgetter("class_id")):
+            pack = _pack(class_id, images, preprocessing)
+            packs.append(pack)
+            items += pack[COUNT]
+        name = f"{split}/block-{block:05d}-{uuid4().hex[:8]}.parquet"
+        with artifacts.workbench() as folder:
+            file = folder / "block.parquet"
+            _write_row_group(packs, file)
+            entry = artifacts.entry_of(file, name)
+            artifacts.copy_in(file, artifacts.join(uri, name))
+        row = {"split": split, "block": block, "items": items, **asdict(entry)}
+        yield pa.RecordBatch.from_pylist([row], schema=_written_schema())
+
+
+def _pack(
+    class_id: int, images: Iterable[dict[str, Any]], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    ids, pixels = [], []
+    for image in images:
+        ids.append(image["item_id"])
+        pixels.append(decode(image["bytes"], preprocessing))
+    # Ids as JSON: Petastorm takes lists of one length only, and an id may hold any character.
+    return {
+        CLASS_ID: class_id,
+        COUNT: len(ids),
+        ITEM_IDS: json.dumps(ids),
+        PIXELS: np.stack(pixels).tobytes(),
+    }
+
+
+def _write_row_group(packs: list[dict[str, Any]], file: Path) -> None:
+    table = pa.Table.from_pylist(packs, schema=PACKS)
+    pq.write_table(table, file, row_group_size=len(packs), use_dictionary=False)
+
+
+def _written_schema() -> pa.Schema:
+    return pa.schema(
+        [
+            ("split", pa.string()),
+            ("block", pa.int64()),
+            ("items", pa.int64()),
+            ("path", pa.string()),
+            ("size", pa.int64()),
+            ("sha256", pa.string()),
+        ]
+    )

@@ -1,0 +1,42 @@
+"""Rows from Spark to the driver as a stream of Arrow batches, by files: never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.dataset
+from pyspark.sql import DataFrame
+
+from lookalike import artifacts
+from lookalike.lake.session import translated
+
+
+@contextmanager
+def record_batches(
+    rows: DataFrame, files: str, batch_rows: int = 4096
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The rows' batches, in the rows' order.
+
+    Args:
+        rows: any columns; ordered globally where the order matters.
+        files: folder or URI that both Spark and this process see; used and cleaned below.
+        batch_rows: rows of a batch, at most.
+    """
+    uri = artifacts.join(files, "staging", artifacts.new_name())
+    inner, path = artifacts.filesystem(uri)
+    local = artifacts.local_path(uri)
+    try:
+        with translated():
+            rows.write.parquet(local.as_uri() if local is not None else uri)
+        selector = pa.fs.FileSelector(path, recursive=True)
+        # Spark numbers its files in the order of the partitions.
+        names = sorted(
+            info.path for info in inner.get_file_info(selector) if info.path.endswith(".parquet")
+        )
+        dataset = pa.dataset.dataset(names, format="parquet", filesystem=inner)
+        yield dataset.to_batches(batch_size=batch_rows, batch_readahead=2, fragment_readahead=1)
+    finally:
+        if inner.get_file_info(path).type != pa.fs.FileType.NotFound:
+            inner.delete_dir(path)

@@ -1,0 +1,147 @@
+"""MLflow: runs, figures, registry."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
+
+from lookalike import artifacts
+from lookalike.errors import ConfigError
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+_PARENT = "mlflow.parentRunId"
+_MAX_PARAM = 500
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are logged. Small and picklable: rank 0 of a training gets it too.
+
+    Attributes:
+        uri: MLflow tracking URI.
+        experiment: name of the experiment.
+        artifact_root: folder of the experiment's artefacts; None leaves it to the server.
+    """
+
+    uri: str
+    experiment: str
+    artifact_root: str | None = None
+
+    @classmethod
+    def of(cls, files: str, experiment: str, tracking_uri: str | None) -> Tracking:
+        """The configured server, else MLFLOW_TRACKING_URI, else SQLite inside the warehouse.
+
+        Raises:
+            ConfigError: none is set and the warehouse is remote, where SQLite cannot live.
+        """
+        if uri := tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
+            return cls(uri, experiment)
+        if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+            return cls("databricks", experiment)
+        folder = artifacts.local_path(files)
+        if folder is None:
+            raise ConfigError(
+                f"mlflow.tracking_uri is not set, and warehouse.files = {files!r} is remote, where "
+                "MLflow's embedded database cannot live",
+                remedy="Set mlflow.tracking_uri, or MLFLOW_TRACKING_URI in the environment",
+            )
+        (folder / "mlflow").mkdir(parents=True, exist_ok=True)
+        return cls(
+            f"sqlite:///{folder}/mlflow/mlflow.db", experiment, f"{folder}/mlflow/artifacts"
+        )
+
+    @property
+    def client(self) -> MlflowClient:
+        # Creating SQLite's tables tells of every migration.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        return MlflowClient(self.uri, self.uri if self.uri != "databricks" else None)
+
+    def experiment_id(self) -> str:
+        client = self.client
+        if found := client.get_experiment_by_name(self.experiment):
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(self.experiment, self.artifact_root))
+        except MlflowException:  # another process was first
+            found = client.get_experiment_by_name(self.experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    @contextmanager
+    def run(self, name: str, parent: str | None = None) -> Iterator[Run]:
+        """A run that ends as what happened: FINISHED, FAILED, or KILLED by a person."""
+        run = self.start(name, parent)
+        status = RunStatus.FAILED
+        try:
+            yield run
+            status = RunStatus.FINISHED
+        except KeyboardInterrupt:
+            status = RunStatus.KILLED
+            raise
+        finally:
+            run.end(status)
+
+    def start(self, name: str, parent: str | None = None, start_time: int | None = None) -> Run:
+        """A run that the caller ends."""
+        client = self.client
+        created = client.create_run(
+            self.experiment_id(),
+            start_time=start_time,
+            tags={_PARENT: parent} if parent else {},
+            run_name=name,
+        )
+        return Run(self, created.info.run_id)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An MLflow run. Small and picklable."""
+
+    tracking: Tracking
+    run_id: str
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log values; nested ones by dotted names."""
+        entries = [Param(k, str(v)[:_MAX_PARAM]) for k, v in flat(values).items()]
+        self.tracking.client.log_batch(self.run_id, params=entries)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        now = get_current_time_millis()
+        entries = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self.tracking.client.log_batch(self.run_id, metrics=entries)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        client = self.tracking.client
+        for name, value in values.items():
+            client.set_tag(self.run_id, name, value)
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        self.tracking.client.log_artifact(self.run_id, str(path), folder)
+
+    def end(self, status: int, end_time: int | None = None) -> None:
+        self.tracking.client.set_terminated(self.run_id, RunStatus.to_string(status), end_time)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            result.update(flat(value, f"{name}."))
+        else:
+            result[name] = value
+    return result
