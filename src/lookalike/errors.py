@@ -16,7 +16,9 @@ class LookalikeError(Exception):
 
     exit_code = 1
 
-    def __init__(self, fact: str, *, allowed: str | None = None, remedy: str | None = None):
+    def __init__(
+        self, fact: str, *, allowed: str | None = None, remedy: str | None = None
+    ):
         parts = [fact.rstrip(".")]
         if allowed:
             parts.append(f"Allowed: {allowed.rstrip('.')}")

@@ -106,7 +106,9 @@ def exact_scores(
                 neighbours = without_self(neighbours, self_rows[rows])
             yield gallery_labels[neighbours]
 
-    return scores(ranked(), query_labels, gallery_labels, self_in_gallery=self_rows is not None)
+    return scores(
+        ranked(), query_labels, gallery_labels, self_in_gallery=self_rows is not None
+    )
 
 
 def ranking_depth(query_labels: np.ndarray, gallery_labels: np.ndarray) -> int:
@@ -140,7 +142,9 @@ def scores(
     """
     names, counts = np.unique(gallery_labels, return_counts=True)
     found = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
-    relevant = np.where(names[found] == query_labels, counts[found], 0) - int(self_in_gallery)
+    relevant = np.where(names[found] == query_labels, counts[found], 0) - int(
+        self_in_gallery
+    )
     rows = []
     begin = 0
     for labels in ranked:
@@ -158,7 +162,9 @@ def scores(
     return Scores(**means(table), queries=len(table), by_class=by_class)
 
 
-def _chunk_scores(labels: np.ndarray, own: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+def _chunk_scores(
+    labels: np.ndarray, own: np.ndarray, relevant: np.ndarray
+) -> np.ndarray:
     right = labels == own[:, None]
     ranks = np.arange(1, right.shape[1] + 1)
     gain = right * (np.cumsum(right, axis=1) / ranks)
@@ -189,10 +195,14 @@ class Calibration:
     bias: float
 
     def similarity(self, distance: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-(self.weight * np.asarray(distance, np.float64) + self.bias)))
+        return 1 / (
+            1 + np.exp(-(self.weight * np.asarray(distance, np.float64) + self.bias))
+        )
 
 
-def calibrate(vectors: np.ndarray, labels: np.ndarray, seed: int, pairs: int = 20_000) -> Calibration:
+def calibrate(
+    vectors: np.ndarray, labels: np.ndarray, seed: int, pairs: int = 20_000
+) -> Calibration:
     """Fit the probability that two items share a label to their cosine distance.
 
     Logistic regression (Platt 1999) on random pairs, as many of one class as of two.
@@ -203,20 +213,27 @@ def calibrate(vectors: np.ndarray, labels: np.ndarray, seed: int, pairs: int = 2
         seed: of the draw of pairs.
         pairs: pairs drawn of each sort.
     """
-    from sklearn.linear_model import LogisticRegression  # 1 s to import, needed once a training
+    from sklearn.linear_model import (
+        LogisticRegression,
+    )  # 1 s to import, needed once a training
 
     rng = np.random.default_rng(seed)
     units = unit(vectors)
     left = rng.integers(len(units), size=pairs * 8)
     # The partner of the same class: another row of the label's stretch in sorted order.
     order = np.argsort(labels, kind="stable")
-    names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    names, first, counts = np.unique(
+        labels[order], return_index=True, return_counts=True
+    )
     of = np.searchsorted(names, labels[left])
     partner = order[first[of] + rng.integers(2**62, size=len(left)) % counts[of]]
     same = partner != left
     other = rng.integers(len(units), size=len(left))
     apart = labels[other] != labels[left]
-    one, two = (left[same][:pairs], partner[same][:pairs]), (left[apart][:pairs], other[apart][:pairs])
+    one, two = (
+        (left[same][:pairs], partner[same][:pairs]),
+        (left[apart][:pairs], other[apart][:pairs]),
+    )
 
     def distances(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return 1 - np.einsum("nd,nd->n", units[pair[0]], units[pair[1]])
@@ -225,5 +242,3 @@ def calibrate(vectors: np.ndarray, labels: np.ndarray, seed: int, pairs: int = 2
     y = np.concatenate([np.ones(len(one[0])), np.zeros(len(two[0]))])
     fitted = LogisticRegression(C=1e6).fit(x, y)
     return Calibration(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
-
-

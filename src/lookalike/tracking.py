@@ -58,7 +58,9 @@ class Tracking:
             )
         (folder / "mlflow").mkdir(parents=True, exist_ok=True)
         return cls(
-            f"sqlite:///{folder}/mlflow/mlflow.db", experiment, f"{folder}/mlflow/artifacts"
+            f"sqlite:///{folder}/mlflow/mlflow.db",
+            experiment,
+            f"{folder}/mlflow/artifacts",
         )
 
     @property
@@ -94,7 +96,9 @@ class Tracking:
         finally:
             run.end(status)
 
-    def start(self, name: str, parent: str | None = None, start_time: int | None = None) -> Run:
+    def start(
+        self, name: str, parent: str | None = None, start_time: int | None = None
+    ) -> Run:
         """A run that the caller ends."""
         client = self.client
         created = client.create_run(
@@ -120,8 +124,14 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
-        entries = [Metric(name, float(value), now, step) for name, value in values.items()]
+        entries = [
+            Metric(name, float(value), now, step) for name, value in values.items()
+        ]
         self.tracking.client.log_batch(self.run_id, metrics=entries)
+
+    def latest(self) -> dict[str, float]:
+        """The newest value of each metric."""
+        return dict(self.tracking.client.get_run(self.run_id).data.metrics)
 
     def tags(self, values: Mapping[str, str]) -> None:
         client = self.tracking.client
@@ -132,7 +142,9 @@ class Run:
         self.tracking.client.log_artifact(self.run_id, str(path), folder)
 
     def end(self, status: int, end_time: int | None = None) -> None:
-        self.tracking.client.set_terminated(self.run_id, RunStatus.to_string(status), end_time)
+        self.tracking.client.set_terminated(
+            self.run_id, RunStatus.to_string(status), end_time
+        )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

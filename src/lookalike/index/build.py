@@ -1,7 +1,7 @@
 """Building an index version: immutable parts, and a manifest that lists them.
 
-    ROOT/parts/NAME/     vectors.faiss, items.arrow    kind 'index-part'
-    ROOT/versions/NAME/  a manifest alone              kind 'index'
+ROOT/parts/NAME/     vectors.faiss, items.arrow    kind 'index-part'
+ROOT/versions/NAME/  a manifest alone              kind 'index'
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from lookalike.errors import DataError
 
 PART, VERSION = "index-part", "index"
 VECTORS_FILE, ITEMS_FILE = "vectors.faiss", "items.arrow"
-ITEMS_SCHEMA = pa.schema([pa.field(ITEM_ID, pa.string(), nullable=False), (LABEL, pa.string())])
+ITEMS_SCHEMA = pa.schema(
+    [pa.field(ITEM_ID, pa.string(), nullable=False), (LABEL, pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Plan:
 
 
 def build(
-    root: str, batches: Iterable[pa.RecordBatch], dim: int, plan: Plan, made_from: dict[str, Any]
+    root: str,
+    batches: Iterable[pa.RecordBatch],
+    dim: int,
+    plan: Plan,
+    made_from: dict[str, Any],
 ) -> artifacts.Artifact:
     """Build and commit an index version of one base part.
 
@@ -68,10 +74,17 @@ def build(
                 for batch in batches:
                     vectors.add(_matrix(batch, dim))
                     last = _ascending(last, batch.column(ITEM_ID).to_pylist())
-                    columns = [batch.column(name).cast(pa.string()) for name in (ITEM_ID, LABEL)]
-                    items.write_batch(pa.RecordBatch.from_arrays(columns, schema=ITEMS_SCHEMA))
+                    columns = [
+                        batch.column(name).cast(pa.string())
+                        for name in (ITEM_ID, LABEL)
+                    ]
+                    items.write_batch(
+                        pa.RecordBatch.from_arrays(columns, schema=ITEMS_SCHEMA)
+                    )
         if vectors.ntotal == 0:
-            raise DataError("there are no vectors to index", remedy="Run `lookalike embed` first")
+            raise DataError(
+                "there are no vectors to index", remedy="Run `lookalike embed` first"
+            )
         faiss.write_index(vectors, str(folder / VECTORS_FILE))
         count = int(vectors.ntotal)
         part = artifacts.commit(
@@ -87,7 +100,10 @@ def build(
             "dim": dim,
             "metric": "cosine",
             "plan": asdict(plan),
-            "versions": {"faiss-cpu": version("faiss-cpu"), "pyarrow": version("pyarrow")},
+            "versions": {
+                "faiss-cpu": version("faiss-cpu"),
+                "pyarrow": version("pyarrow"),
+            },
             **made_from,
         }
         return artifacts.commit(artifacts.join(root, "versions"), VERSION, empty, meta)
@@ -104,7 +120,9 @@ def _empty(dim: int, plan: Plan) -> faiss.Index:
 
 def _matrix(batch: pa.RecordBatch, dim: int) -> np.ndarray:
     column = batch.column(VECTOR)
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    values = (
+        column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    )
     if len(values) != len(column) * dim:
         raise DataError(
             f"vectors of another length than {dim} came to the index",

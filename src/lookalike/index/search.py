@@ -39,8 +39,12 @@ class Index:
                 remedy="These parts do not belong together: run `lookalike index` again",
             )
         try:
-            self._vectors = faiss.read_index(str(folder / VECTORS_FILE), faiss.IO_FLAG_MMAP_IFC)
-            self._items = pa.ipc.open_file(pa.memory_map(str(folder / ITEMS_FILE))).read_all()
+            self._vectors = faiss.read_index(
+                str(folder / VECTORS_FILE), faiss.IO_FLAG_MMAP_IFC
+            )
+            self._items = pa.ipc.open_file(
+                pa.memory_map(str(folder / ITEMS_FILE))
+            ).read_all()
         except (RuntimeError, pa.ArrowInvalid) as error:
             raise ArtifactError(
                 f"the index part {folder} cannot be read ({str(error).splitlines()[0]})",
@@ -64,7 +68,9 @@ class Index:
         Raises:
             ArtifactError: missing, damaged, or parts that do not belong together.
         """
-        meta = artifacts.open_artifact(artifacts.join(root, "versions", version), VERSION).meta
+        meta = artifacts.open_artifact(
+            artifacts.join(root, "versions", version), VERSION
+        ).meta
         (name,) = meta["parts"]
         part = artifacts.open_artifact(artifacts.join(root, "parts", name), PART)
         # Mapped files of a remote part must outlive this call: the process's end removes them.
@@ -115,7 +121,8 @@ class Index:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise DataError(
-                f"vectors of shape {vectors.shape} were searched for", allowed=f"(n, {self.dim})"
+                f"vectors of shape {vectors.shape} were searched for",
+                allowed=f"(n, {self.dim})",
             )
         k = min(k, len(self))
         allowed = None
@@ -151,7 +158,10 @@ class Index:
         return [
             Neighbour(item_id, label, float(distance))
             for item_id, label, distance in zip(
-                found[ITEM_ID].to_pylist(), found[LABEL].to_pylist(), distances, strict=True
+                found[ITEM_ID].to_pylist(),
+                found[LABEL].to_pylist(),
+                distances,
+                strict=True,
             )
         ]
 

@@ -58,7 +58,9 @@ def sample(
     both = items.select("item_id", "sha256", "label").join(splits, "item_id")
     chosen = [
         both.where(side).orderBy(F.xxhash64("item_id"), "item_id").limit(limit)
-        for side, limit in zip(("split = 'test'", "split <> 'test'"), limits, strict=True)
+        for side, limit in zip(
+            ("split = 'test'", "split <> 'test'"), limits, strict=True
+        )
     ]
     return (
         chosen[0]
@@ -72,11 +74,16 @@ def sample(
     )
 
 
-def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[str, bytes]:
+def originals(
+    tables: Tables, item_ids: list[str], items_version: int
+) -> dict[str, bytes]:
     """The original bytes of a few items."""
     few = tables.read("items", items_version).where(F.col("item_id").isin(item_ids))
     rows = few.select("item_id", "sha256").join(tables.read("contents"), "sha256")
-    return {row["item_id"]: bytes(row["bytes"]) for row in rows.select("item_id", "bytes").collect()}
+    return {
+        row["item_id"]: bytes(row["bytes"])
+        for row in rows.select("item_id", "bytes").collect()
+    }
 
 
 def _vectors(tables: Tables, fingerprint: str) -> DataFrame:

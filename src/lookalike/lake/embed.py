@@ -31,7 +31,9 @@ class Embedded:
     rejected: int
 
 
-def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int) -> Embedded:
+def embed(
+    tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
+) -> Embedded:
     """Add the vectors that the encoder's part of the embeddings table does not have.
 
     Args:
@@ -41,7 +43,11 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
         items_version: version of the items table.
     """
     wanted = tables.read("items", items_version).select("sha256").distinct()
-    known = tables.read("embeddings").where(F.col("encoder") == fingerprint).select("sha256")
+    known = (
+        tables.read("embeddings")
+        .where(F.col("encoder") == fingerprint)
+        .select("sha256")
+    )
     missing = wanted.join(known, "sha256", "left_anti")
     seen, new = wanted.count(), missing.count()
     if new == 0:
@@ -52,7 +58,9 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
         .select("sha256", "bytes")
         .join(missing, "sha256")
         .repartition(tasks, "sha256")
-        .mapInArrow(lambda batches: _encoded(batches, encoder_uri, fingerprint), _ENCODED)
+        .mapInArrow(
+            lambda batches: _encoded(batches, encoder_uri, fingerprint), _ENCODED
+        )
         .persist(StorageLevel.DISK_ONLY)
     )
     try:

@@ -67,7 +67,10 @@ def parse_pair(
     Raises:
         DataError: as `parse`, or their counts differ.
     """
-    pixels, numbers = parse(images, IMAGES, images_name), parse(labels, LABELS, labels_name)
+    pixels, numbers = (
+        parse(images, IMAGES, images_name),
+        parse(labels, LABELS, labels_name),
+    )
     if len(pixels) != len(numbers):
         raise DataError(
             f"{images_name} has {len(pixels):,} images and {labels_name} has {len(numbers):,} "

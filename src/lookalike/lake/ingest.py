@@ -79,7 +79,9 @@ def _commit(tables: Tables, rows: DataFrame, rules: Rules) -> Loaded:
     ).first()
     seen, bad = counts["seen"], counts["rejected"]  # type: ignore[index]
     if bad > rules.max_reject_share * seen:
-        commonest = rejected.groupBy("reason").count().orderBy("count", ascending=False).first()
+        commonest = (
+            rejected.groupBy("reason").count().orderBy("count", ascending=False).first()
+        )
         example = rejected.where(F.col("reason") == commonest["reason"]).first()  # type: ignore[index]
         raise DataError(
             f"{bad:,} of {seen:,} items cannot be used, most of them for "
@@ -161,9 +163,15 @@ def _comparable(column: str) -> Column:
     return F.col(column)
 
 
-def _examined(batches: Iterator[pa.RecordBatch], phash: bool) -> Iterator[pa.RecordBatch]:
+def _examined(
+    batches: Iterator[pa.RecordBatch], phash: bool
+) -> Iterator[pa.RecordBatch]:
     schema = staged_schema()
-    for extra in (("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32())):
+    for extra in (
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ):
         schema = schema.append(pa.field(*extra))
     schema = schema.append(pa.field("phash", pa.string()))
     for batch in batches:

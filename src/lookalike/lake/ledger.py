@@ -55,7 +55,11 @@ class Ledger:
         return found if found is not None and found.inputs == _plain(inputs) else None
 
     def commit(
-        self, step: str, inputs: dict[str, Any], outputs: dict[str, Any], config: dict[str, Any]
+        self,
+        step: str,
+        inputs: dict[str, Any],
+        outputs: dict[str, Any],
+        config: dict[str, Any],
     ) -> Commit:
         """Add a commit as the step's next version. Of two at once, one takes the one after.
 
@@ -84,7 +88,8 @@ class Ledger:
             if written is not None and written["at"] == row[5].replace(tzinfo=None):
                 return _commit(written)
         raise LookalikeError(
-            f"{_TRIES} other commits of {step} came first", remedy="Run one job at a time"
+            f"{_TRIES} other commits of {step} came first",
+            remedy="Run one job at a time",
         )
 
     def _rows(self, step: str) -> Any:
@@ -94,7 +99,10 @@ class Ledger:
 
 def _commit(row: Row) -> Commit:
     return Commit(
-        row["step"], row["version"], json.loads(row["inputs"]), json.loads(row["outputs"])
+        row["step"],
+        row["version"],
+        json.loads(row["inputs"]),
+        json.loads(row["outputs"]),
     )
 
 

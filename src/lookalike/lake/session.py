@@ -27,13 +27,12 @@ _DAEMON = "lookalike.lake.daemon"
 _RAISED = re.compile(r"lookalike\.errors\.(\w+): (.+)")
 
 
-def open_session(config: Spark, name: str, log: Path | None = None) -> SparkSession:
+def open_session(config: Spark, name: str) -> SparkSession:
     """The session that the config asks for, or the one that is there.
 
     Args:
         config: master, memory and settings.
         name: of the application.
-        log: file for what Spark and its Java print; None leaves it on the terminal.
     """
     builder = SparkSession.builder.appName(f"lookalike {name}")
     for key, value in config.conf.items():
@@ -71,8 +70,7 @@ def open_session(config: Spark, name: str, log: Path | None = None) -> SparkSess
     for key, value in settings.items():
         if key not in config.conf:
             builder = builder.config(key, value)
-    with _output_to(log):
-        return configure_spark_with_delta_pip(builder.master(config.master)).getOrCreate()
+    return configure_spark_with_delta_pip(builder.master(config.master)).getOrCreate()
 
 
 def close_session(spark: SparkSession) -> None:
@@ -84,7 +82,7 @@ def close_session(spark: SparkSession) -> None:
 
 
 @contextmanager
-def preloaded(spark: SparkSession, modules: tuple[str, ...], environment: dict[str, str]) -> Iterator[None]:
+def preloaded(spark: SparkSession, modules: tuple[str, ...]) -> Iterator[None]:
     """Python workers that have imported some modules already.
 
     Spark keeps a forking daemon for each environment that jobs ask for; jobs started inside this
@@ -93,16 +91,13 @@ def preloaded(spark: SparkSession, modules: tuple[str, ...], environment: dict[s
     Args:
         spark: a session.
         modules: names to import; importing must not start threads or devices.
-        environment: variables of these workers.
     """
     shared = spark.sparkContext.environment
-    added = {**environment, "LOOKALIKE_PRELOAD": ",".join(modules)}
-    shared.update(added)
+    shared["LOOKALIKE_PRELOAD"] = ",".join(modules)
     try:
         yield
     finally:
-        for name in added:
-            shared.pop(name, None)
+        del shared["LOOKALIKE_PRELOAD"]
 
 
 @contextmanager
@@ -122,30 +117,10 @@ def _java_fits() -> bool:
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else "java"
     try:
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+        said = subprocess.run(
+            [java, "-version"], capture_output=True, text=True, check=True
+        ).stderr
     except (OSError, subprocess.CalledProcessError):
         return False
     found = re.search(r'version "(?:1\.)?(\d+)', said)
     return found is not None and int(found[1]) in JAVA_VERSIONS
-
-
-@contextmanager
-def _output_to(log: Path | None) -> Iterator[None]:
-    # The Java process inherits these two and keeps them; ours are restored at once.
-    if log is None:
-        yield
-        return
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        yield
-    finally:
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        for descriptor in (*kept, target):
-            os.close(descriptor)

@@ -40,7 +40,9 @@ PACKS: Final = pa.schema(
         pa.field(PIXELS, pa.binary(), nullable=False),
     ]
 )
-_WRITTEN: Final = "split string, block long, items long, path string, size long, sha256 string"
+_WRITTEN: Final = (
+    "split string, block long, items long, path string, size long, sha256 string"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,12 @@ def write(
         ConfigError: the batch asks for more classes than there are.
     """
     keys = _keys(tables, versions)
-    rows = keys.where(F.col("label").isNotNull()).groupBy("split", "label").count().collect()
+    rows = (
+        keys.where(F.col("label").isNotNull())
+        .groupBy("split", "label")
+        .count()
+        .collect()
+    )
     counts = {split: {r["label"]: r["count"] for r in rows if r["split"] == split}
               for split in (TRAIN, VALIDATION)}  # fmt: skip
     classes = sorted(counts[TRAIN])
@@ -84,8 +91,11 @@ def write(
     blocks = planning.block_count(
         int(sizes.sum()), recipe.preprocessing.item_bytes, recipe.batch
     )
-    placed = _train_blocks(keys, classes, planning.lay_out(sizes, blocks, recipe.batch.images))
+    placed = _train_blocks(
+        keys, classes, planning.lay_out(sizes, blocks, recipe.batch.images)
+    )
     placed = placed.unionByName(_validation_blocks(keys, classes, recipe))
+    known = sum(n for label, n in counts[VALIDATION].items() if label in counts[TRAIN])
     uri = artifacts.join(files, "snapshots", artifacts.new_name())
     written = _write_blocks(tables, placed, recipe, uri, blocks)
     meta = {
@@ -99,56 +109,73 @@ def write(
         },
         "blocks": {
             split: [
-                {"path": w["path"], "items": w["items"]} for w in written if w["split"] == split
+                {"path": w["path"], "items": w["items"]}
+                for w in written
+                if w["split"] == split
             ]
             for split in (TRAIN, VALIDATION)
         },
-        "unlabelled": keys.where("label IS NULL AND split <> 'test'").count(),
-        "rejected": 0,
+        "seen": keys.where("split <> 'test'").count(),
+        # Counted, not inferred: with the items written they must make up all that were seen.
+        "left_out": keys.where("split <> 'test' AND label IS NULL").count()
+        + sum(counts[VALIDATION].values())
+        - min(known, recipe.validation_items),
     }
-    entries = tuple(artifacts.FileEntry(w["path"], w["size"], w["sha256"]) for w in written)
+    entries = tuple(
+        artifacts.FileEntry(w["path"], w["size"], w["sha256"]) for w in written
+    )
     return artifacts.seal(uri, KIND, meta, entries)
 
 
 def _keys(tables: Tables, versions: dict[str, int]) -> DataFrame:
     items = tables.read("items", versions["items"]).select("item_id", "sha256", "label")
-    return items.join(tables.read("splits", versions["splits"]).select("item_id", "split"), "item_id")
-
-
-def _in_order(keys: DataFrame, split: str, by: str | None) -> DataFrame:
-    # A position that depends on nothing but the ids.
-    shuffled = (F.xxhash64("item_id"), F.col("item_id"))
-    window = Window.partitionBy(by) if by else Window.partitionBy(F.lit(0))
-    return keys.where((F.col("split") == split) & F.col("label").isNotNull()).withColumn(
-        "position", F.row_number().over(window.orderBy(*shuffled)) - 1
+    return items.join(
+        tables.read("splits", versions["splits"]).select("item_id", "split"), "item_id"
     )
 
 
-def _train_blocks(keys: DataFrame, classes: list[str], layout: planning.Layout) -> DataFrame:
+def _positions(items: DataFrame, *by: str) -> DataFrame:
+    # Shuffled by a hash: it depends on nothing but the ids.
+    window = Window.partitionBy(*by).orderBy(F.xxhash64("item_id"), "item_id")
+    return items.withColumn("position", F.row_number().over(window) - 1)
+
+
+def _train_blocks(
+    keys: DataFrame, classes: list[str], layout: planning.Layout
+) -> DataFrame:
     spark = keys.sparkSession
     table = spark.createDataFrame(
-        [(c, i, int(layout.start[i]), int(layout.width[i])) for i, c in enumerate(classes)],
+        [
+            (c, i, int(layout.start[i]), int(layout.width[i]))
+            for i, c in enumerate(classes)
+        ],
         "label string, class_id int, start long, width long",
     )
     block = (F.col("start") + F.col("position") % F.col("width")) % layout.blocks
     return (
-        _in_order(keys, TRAIN, "label")
-        .join(F.broadcast(table), "label")
+        _positions(
+            keys.where(F.col("split") == TRAIN).join(F.broadcast(table), "label"),
+            "label",
+        )
         .withColumn("block", block)
         .select("split", "block", "class_id", "position", "item_id", "sha256")
     )
 
 
-def _validation_blocks(keys: DataFrame, classes: list[str], recipe: Recipe) -> DataFrame:
+def _validation_blocks(
+    keys: DataFrame, classes: list[str], recipe: Recipe
+) -> DataFrame:
     spark = keys.sparkSession
     table = spark.createDataFrame(
         [(c, i) for i, c in enumerate(classes)], "label string, class_id int"
     )
     per_block = max(1, planning.BLOCK_BYTES // recipe.preprocessing.item_bytes)
     return (
-        _in_order(keys, VALIDATION, None)
+        _positions(
+            keys.where(F.col("split") == VALIDATION).join(F.broadcast(table), "label"),
+            "split",
+        )
         .where(F.col("position") < recipe.validation_items)
-        .join(F.broadcast(table), "label")
         .withColumn("block", F.floor(F.col("position") / per_block).cast("long"))
         .select("split", "block", "class_id", "position", "item_id", "sha256")
     )

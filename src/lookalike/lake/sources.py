@@ -46,7 +46,9 @@ class IdxSource:
     def changed(self, items: DataFrame) -> DataFrame | None:
         known = {
             (row["source"], row["source_version"])
-            for row in items.select("source", "source_version").distinct().toLocalIterator()
+            for row in items.select("source", "source_version")
+            .distinct()
+            .toLocalIterator()
         }
         parts = []
         for split, files in (("train", self.data.train), ("test", self.data.test)):
@@ -80,7 +82,9 @@ class IdxSource:
         both = (
             self._file(files.images)
             .select(F.col("content").alias("images"))
-            .crossJoin(self._file(files.labels).select(F.col("content").alias("labels")))
+            .crossJoin(
+                self._file(files.labels).select(F.col("content").alias("labels"))
+            )
             .withColumn("split", F.lit(split))
             .withColumn("source_version", F.lit(version))
         )
@@ -89,7 +93,9 @@ class IdxSource:
 
 
 def _missing(path: str) -> DataError:
-    return DataError(f"there is no file {path}", remedy="Check the paths under `data` in the recipe")
+    return DataError(
+        f"there is no file {path}", remedy="Check the paths under `data` in the recipe"
+    )
 
 
 def _split_up(
@@ -97,7 +103,9 @@ def _split_up(
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for row in batch.to_pylist():
-            pixels, labels = idx.parse_pair(row["images"], row["labels"], images_name, labels_name)
+            pixels, labels = idx.parse_pair(
+                row["images"], row["labels"], images_name, labels_name
+            )
             for start in range(0, len(pixels), _CHUNK_IMAGES):
                 stop = start + _CHUNK_IMAGES
                 yield pa.RecordBatch.from_pylist(
@@ -139,7 +147,10 @@ def staged_schema() -> pa.Schema:
         [
             *((name, pa.string()) for name in strings),
             ("attributes", pa.map_(pa.string(), pa.string())),
-            *((name, pa.string()) for name in ("source", "source_version", "split", "media")),
+            *(
+                (name, pa.string())
+                for name in ("source", "source_version", "split", "media")
+            ),
             ("bytes", pa.binary()),
             ("reason", pa.string()),
             ("detail", pa.string()),
@@ -171,7 +182,9 @@ def _row(
     label: int,
     names: tuple[str, ...] | None,
 ) -> dict[str, object]:
-    named = str(label) if names is None else names[label] if label < len(names) else None
+    named = (
+        str(label) if names is None else names[label] if label < len(names) else None
+    )
     return {
         "item_id": f"{chunk['split']}-{number:06d}",
         "label": named,

@@ -99,7 +99,8 @@ def fit(
         total = tf.zeros(())
         batches = epoch_batches(snapshot, shard, number)
         for taken, (images, labels) in enumerate(
-            _augmented(batches, snapshot, train, [seed, number, ranks.rank], repeated), start=1
+            _augmented(batches, snapshot, train, [seed, number, ranks.rank], repeated),
+            start=1,
         ):
             total += step(images, labels)
             on_step(number * per_epoch + taken, steps)
@@ -120,9 +121,14 @@ def fit(
 def encode(network: tf.keras.Model, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
     """Vectors of images: uint8 (n, size, size, channels) to float32 (n, dim)."""
     parts = [
-        network(pixels[i : i + batch], training=False).numpy() for i in range(0, len(pixels), batch)
+        network(pixels[i : i + batch], training=False).numpy()
+        for i in range(0, len(pixels), batch)
     ]
-    return np.concatenate(parts) if parts else np.empty((0, network.output_shape[1]), np.float32)
+    return (
+        np.concatenate(parts)
+        if parts
+        else np.empty((0, network.output_shape[1]), np.float32)
+    )
 
 
 def _optimizer(train: Train, steps: int) -> tf.keras.optimizers.Optimizer:
@@ -191,7 +197,9 @@ def _changed(images: tf.Tensor, augment: Augment, number: tf.Tensor) -> tf.Tenso
     if augment.shift:
         room = augment.shift
         # Edge rows and columns are repeated, not blackened: catalogues have white grounds too.
-        padded = tf.pad(images, [[0, 0], [room, room], [room, room], [0, 0]], "SYMMETRIC")
+        padded = tf.pad(
+            images, [[0, 0], [room, room], [room, room], [0, 0]], "SYMMETRIC"
+        )
         offsets = tf.random.stateless_uniform(
             (count, 2), [number, 1], maxval=2 * room + 1, dtype=tf.int32
         )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from lookalike import artifacts, errors
+from lookalike import errors
 from lookalike.config import Train
 from lookalike.errors import LookalikeError
 from lookalike.tracking import Run
 
-_STEP = re.compile(r"lookalike-step (\d+) of (\d+)")
 _RAISED = re.compile(r"lookalike\.errors\.(\w+): (.+)")
 _KEPT_LINES = 200
+_TOLD_EVERY = 2.0
+"""Seconds between two words on progress, which go by MLflow: it is where all ranks can write."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def train(
     # Imported late: it takes a second, and its launcher alone, no TensorFlow, comes with it.
     from horovod.spark import run
 
-    with _Output(log, on_step) as output:
+    with _Output(log) as output, _watched(job.run, on_step):
         try:
             results = run(
                 _rank,
@@ -107,9 +110,13 @@ def _rank(job: Job) -> dict[str, Any] | None:
     snapshot = Snapshot.open(job.snapshot)
     first = ranks.rank == 0
 
+    told = 0.0
+
     def on_step(step: int, steps: int) -> None:
-        if first and (step % 5 == 0 or step == steps):
-            print(f"lookalike-step {step} of {steps}", flush=True)
+        nonlocal told
+        if first and (time.monotonic() - told > _TOLD_EVERY or step == steps):
+            told = time.monotonic()
+            job.run.metrics({"step": step, "steps": steps}, step=step)
 
     def on_epoch(epoch: training.Epoch) -> None:
         if first:
@@ -132,7 +139,9 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
         preprocessing=snapshot.preprocessing,
         metric="cosine",
         dim=job.train.embedding_size,
-        calibration=calibrate(fitted.validation_vectors, fitted.validation_classes, job.seed),
+        calibration=calibrate(
+            fitted.validation_vectors, fitted.validation_classes, job.seed
+        ),
     )
     scores = {name: getattr(fitted.scores, name) for name in fitted.scores.METRICS}
     committed = encoder.commit(
@@ -154,14 +163,32 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
     )
 
 
-class _Output:
-    """The stream that ranks' output comes through: into a file, and progress out of it."""
+@contextmanager
+def _watched(run: Run, on_step: Callable[[int, int], None]) -> Iterator[None]:
+    over = threading.Event()
 
-    def __init__(self, log: Path, on_step: Callable[[int, int], None]):
+    def watch() -> None:
+        while not over.wait(_TOLD_EVERY):
+            values = run.latest()
+            if "steps" in values:
+                on_step(int(values["step"]), int(values["steps"]))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+class _Output:
+    """The stream that ranks' output comes through: into a file, the end of it kept."""
+
+    def __init__(self, log: Path):
         log.parent.mkdir(parents=True, exist_ok=True)
         self._path = log
         self._file = log.open("a", encoding="utf-8")
-        self._on_step = on_step
         self._last: deque[str] = deque(maxlen=_KEPT_LINES)
         self._lock = threading.Lock()
 
@@ -177,9 +204,6 @@ class _Output:
                 return len(text)
             self._file.write(text)
             self._last.append(text)
-            if found := _STEP.findall(text):
-                step, steps = found[-1]
-                self._on_step(int(step), int(steps))
         return len(text)
 
     def flush(self) -> None:
@@ -198,8 +222,3 @@ class _Output:
             f"a rank of the training ended ({'; '.join(lines[-2:])[:300]})",
             remedy=f"Its output is in {self._path}; run `lookalike train` again",
         )
-
-
-def encoders(files: str) -> str:
-    """Folder or URI of all encoders."""
-    return artifacts.join(files, "encoders")

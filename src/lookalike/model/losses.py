@@ -15,7 +15,8 @@ from lookalike.model.ranks import Ranks
 # numba), which training never draws.
 if "tensorflow_similarity" not in sys.modules:
     sys.modules.setdefault(
-        "tensorflow_similarity.visualization", ModuleType("tensorflow_similarity.visualization")
+        "tensorflow_similarity.visualization",
+        ModuleType("tensorflow_similarity.visualization"),
     )
 
 from tensorflow_similarity.losses import MultiSimilarityLoss  # noqa: E402

@@ -8,13 +8,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 from hyperopt import STATUS_OK, SparkTrials, fmin, hp, space_eval, tpe
 from pyspark.sql import SparkSession
 
-from lookalike.config import Choice, Integers, LogUniform, Range, Train, Tune, Uniform, with_values
+from lookalike.config import (
+    Choice,
+    Integers,
+    LogUniform,
+    Range,
+    Train,
+    Tune,
+    Uniform,
+    with_values,
+)
 from lookalike.errors import LookalikeError
 
 PRELOADED = ("lookalike.model.fit",)
@@ -177,7 +187,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_failed(trials: list[Trial]) -> LookalikeError:
-    commonest = max((t.error or "" for t in trials), key=[t.error for t in trials].count, default="")
+    commonest = max(
+        (t.error or "" for t in trials), key=[t.error for t in trials].count, default=""
+    )
     return LookalikeError(
         f"all {len(trials)} trials failed, most of them with: {commonest}",
         remedy="Mend what they ran into, or narrow tune.space",
@@ -189,8 +201,6 @@ def _watched(
     trials: SparkTrials, space: dict[str, Any], on_trial: Callable[[Trial], None]
 ) -> Iterator[None]:
     # SparkTrials tells nobody when a trial ends; its documents do.
-    from threading import Event, Thread
-
     told: set[int] = set()
     over = Event()
 

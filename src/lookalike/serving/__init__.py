@@ -1,0 +1,1 @@
+"""One MLflow model of encoder and index, and those who ask it. No Spark, no TensorFlow."""

@@ -1,0 +1,288 @@
+"""The command line: one command a step, and `run` for all of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lookalike import artifacts, config
+from lookalike.errors import LookalikeError
+from lookalike.steps import STEPS
+from lookalike.steps.context import Context, Result
+from lookalike.terminal import Terminal
+
+app = typer.Typer(
+    name="lookalike",
+    help="Items that look like this one: from a catalogue of images to an endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Conf = Annotated[Path, typer.Option("--conf", help="The recipe, e.g. conf/demo.yaml.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the recipe, e.g. train.epochs=3.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and what parts print.")
+]
+
+_SHOWN = (
+    ("P@1", "A", "p_at_1"),
+    ("P@10", "A", "p_at_10"),
+    ("kNN accuracy (10)", "A", "knn_accuracy"),
+    ("MAP@10", "A", "map_at_10"),
+    ("MAP@R", "A", "map_at_r"),
+    ("P@1", "B", "p_at_1"),
+    ("MAP@R", "B", "map_at_r"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Exits with 2 for usage and config, 3 for data, 4 where a gate refused, 1 for anything else;
+    returns where all went well, for some job runners take any exit for a failure.
+    """
+    terminal = Terminal()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=arguments, prog_name="lookalike", obj=terminal)
+        return
+    except SystemExit as ended:
+        code = ended.code
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        terminal.error(error)
+        code = error.exit_code if isinstance(error, LookalikeError) else 1
+    if code:
+        raise SystemExit(code)
+
+
+@contextmanager
+def _opened(
+    terminal: Terminal, name: str, conf: Path, settings: list[str] | None, debug: bool
+) -> Iterator[Context]:
+    recipe = config.load(conf, settings or ())
+    context = Context(recipe)
+    folder = artifacts.local_path(context.files)
+    context.log = (folder or Path(tempfile.gettempdir()) / "lookalike") / "logs"
+    # On Databricks the driver's own log is where people look.
+    if debug or "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        with context:
+            yield context
+        return
+    with terminal.quiet(context.log / f"{name}-{artifacts.new_name()}.log"), context:
+        yield context
+
+
+def _run_step(terminal: Terminal, context: Context, step: str, place: str) -> Result:
+    module = importlib.import_module(f"lookalike.steps.{step}")
+    begin = time.monotonic()
+    with terminal.step(step, place) as context.progress:
+        result: Result = module.run(context)
+    terminal.done(step, place, result.words, result.unchanged, begin)
+    return result
+
+
+def _command(step: str) -> None:
+    module_help = {
+        "ingest": "Load the source into the tables.",
+        "snapshot": "Decode a pinned version of the tables for training.",
+        "tune": "Search hyperparameters across the cluster's workers.",
+        "train": "Train the encoder on several ranks.",
+        "embed": "Give every image of the catalogue its vector.",
+        "index": "Build the nearest-neighbour index.",
+        "evaluate": "Measure encoder and index on the test split, beside raw pixels.",
+        "release": "Release encoder and index as one model, if the gate lets them pass.",
+    }
+
+    @app.command(step, help=module_help[step])
+    def command(
+        called: typer.Context,
+        conf: Conf,
+        set_: Set = None,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        with _opened(called.obj, step, conf, set_, debug) as context:
+            result = _run_step(called.obj, context, step, "")
+        if as_json:
+            called.obj.out.print_json(result.model_dump_json())
+
+
+for _step in STEPS[:-1]:
+    _command(_step)
+
+
+@app.command()
+def query(
+    called: typer.Context,
+    conf: Conf,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Image files; none: the sample queries of the champion's evaluation."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours of each.")] = 10,
+    url: Annotated[
+        str | None, typer.Option(help="Ask this endpoint, not in process.")
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the champion what looks like an image."""
+    from lookalike.steps import query as step
+
+    terminal: Terminal = called.obj
+    with _opened(terminal, "query", conf, set_, debug) as context:
+        result = step.run(context, images or (), k, url)
+    if as_json:
+        terminal.out.print_json(result.model_dump_json())
+        return
+    for name, found in result.answers.items():
+        rows = [
+            (
+                str(f.rank),
+                f.item_id,
+                f.label or "",
+                f"{f.distance:.4f}",
+                f"{f.similarity:.2f}",
+            )
+            for f in found
+        ]
+        terminal.table(
+            name, ("rank", "item_id", "label", "distance", "similarity"), rows
+        )
+
+
+@app.command()
+def serve(
+    called: typer.Context,
+    conf: Conf,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5001,
+    set_: Set = None,
+) -> None:
+    """Serve the champion over REST, with MLflow's scoring server, until stopped."""
+    from lookalike.steps import serve as step
+
+    # The server's own output is what one wants to see.
+    terminal: Terminal = called.obj
+    with _opened(terminal, "serve", conf, set_, debug=True) as context:
+        url = f"http://{host}:{port}"
+        terminal.err.print(
+            f"{context.config.name} at {url}/invocations; Ctrl-C stops it"
+        )
+        terminal.err.print(f"Ask it: {_program()} query --conf {conf} --url {url}")
+        step.run(context, host, port)
+
+
+@app.command()
+def run(
+    called: typer.Context,
+    conf: Conf,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Do all steps, from the source's images to the champion's first answers."""
+    from lookalike.steps import report
+
+    terminal: Terminal = called.obj
+    results: dict[str, Result] = {}
+    begin = time.monotonic()
+    with _opened(terminal, "run", conf, set_, debug) as context:
+        refused: LookalikeError | None = None
+        for number, step in enumerate(STEPS, start=1):
+            try:
+                results[step] = _run_step(
+                    terminal, context, step, f"{number}/{len(STEPS)}"
+                )
+            except LookalikeError as error:
+                if step != "release":
+                    raise
+                refused = error  # the figures that it was refused for are worth keeping
+                break
+        content = _report(results, time.monotonic() - begin)
+        where = report.write_report(context.files, content)
+        artifact = content["steps"]["evaluate"]["report"]
+    if as_json:
+        terminal.out.print_json(json.dumps(content, default=str))
+    else:
+        _closing(terminal, content, artifact, where, conf)
+    if refused is not None:
+        raise refused
+
+
+def _report(results: dict[str, Result], seconds: float) -> dict[str, Any]:
+    from lookalike.steps.evaluate import PROTOCOLS
+
+    return {
+        "protocols": PROTOCOLS,
+        "steps": {step: result.model_dump() for step, result in results.items()},
+        "seconds": seconds,
+    }
+
+
+def _closing(
+    terminal: Terminal, content: dict[str, Any], artifact: str, where: str, conf: Path
+) -> None:
+    evaluated = content["steps"]["evaluate"]
+    figures = evaluated["figures"]
+    rows = [
+        (
+            f"{name}, protocol {protocol}",
+            *(
+                f"{figures[protocol][what][metric]:.3f}"
+                if what in figures[protocol]
+                else ""
+                for what in ("raw_pixels", "encoder", "index")
+            ),
+        )
+        for name, protocol, metric in _SHOWN
+    ]
+    rows.append(("recall@10 of the index", "", "", f"{evaluated['index_recall']:.3f}"))
+    heads = ("figure", "raw pixels", "lookalike", "lookalike's index")
+    terminal.table("Test images", heads, rows)
+    for protocol, meaning in content["protocols"].items():
+        terminal.out.print(f"[dim]{protocol}: {meaning}[/dim]")
+    terminal.out.print(f"\nQueries with their neighbours: {artifact}/neighbours.png")
+    terminal.out.print(f"All figures: {where}")
+    terminal.out.print(f"MLflow run: {evaluated['run_id']}")
+    if "query" in content["steps"]:
+        sample = next(iter(content["steps"]["query"]["answers"]))
+        terminal.out.print("\nNext:")
+        terminal.out.print(f"  {_program()} query --conf {conf} {sample}")
+        terminal.out.print(f"  {_program()} serve --conf {conf}")
+
+
+def _program() -> str:
+    program = Path(sys.argv[0])
+    try:
+        return str(program.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return program.name
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""A release: encoder and index version in one folder, one manifest, one MLflow model."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from lookalike import artifacts, encoder
+from lookalike.encoder import Encoder
+from lookalike.errors import ArtifactError, DataError
+from lookalike.index import Index
+from lookalike.index.build import PART, VERSION
+from lookalike.tracking import CHAMPION, PREVIOUS, Run, Tracking
+
+KIND = "release"
+DEFAULT_K = 10
+REQUIREMENTS: Final = (
+    "mlflow",
+    "onnxruntime",
+    "faiss-cpu",
+    "pyarrow",
+    "pillow",
+    "numpy",
+)
+"""What a release runs on, each pinned to the version that it was made with."""
+
+_CODE: Final = (
+    "__init__.py",
+    "artifacts.py",
+    "columns.py",
+    "encoder.py",
+    "errors.py",
+    "images.py",
+    "index",
+    "metrics.py",
+    "serving",
+    "tracking.py",
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """An opened release: parts that belong together."""
+
+    encoder: Encoder
+    index: Index
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Release:
+        """Open a release.
+
+        Raises:
+            ArtifactError: missing, damaged, or of parts that do not belong together.
+        """
+        meta = artifacts.open_artifact(str(folder), KIND).meta
+        opened = cls(
+            Encoder.open(str(folder / "encoder")),
+            Index.open(str(folder / "index"), meta["index"]),
+            meta,
+        )
+        if not opened.encoder.fingerprint == opened.index.encoder == meta["encoder"]:
+            raise ArtifactError(
+                f"the release {folder} holds encoder {opened.encoder.fingerprint[:12]} and an "
+                f"index of encoder {opened.index.encoder[:12]}; its manifest says "
+                f"{meta['encoder'][:12]}",
+                remedy="These parts do not belong together: run `lookalike release` again",
+            )
+        return opened
+
+
+def assemble(
+    folder: Path, encoder_uri: str, indexes: str, version_name: str, made_from: Any
+) -> Path:
+    """Lay a release's parts into a local folder, the manifest last.
+
+    Args:
+        folder: empty.
+        encoder_uri: a committed encoder.
+        indexes: folder or URI of all index parts and versions.
+        version_name: of the index version.
+        made_from: versions, config and figures; JSON values.
+
+    Raises:
+        ArtifactError: a part is missing or damaged, or they do not belong together.
+    """
+    parts = [(encoder_uri, encoder.KIND, "encoder")]
+    index_uri = artifacts.join(indexes, "versions", version_name)
+    index = artifacts.open_artifact(index_uri, VERSION)
+    parts.append((index_uri, VERSION, f"index/versions/{version_name}"))
+    parts += [
+        (artifacts.join(indexes, "parts", name), PART, f"index/parts/{name}")
+        for name in index.meta["parts"]
+    ]
+    for uri, kind, target in parts:
+        artifact = artifacts.open_artifact(uri, kind)
+        artifacts.verify(artifact)
+        with artifacts.workbench() as fetched:
+            source = artifacts.fetch(artifact, fetched)
+            for name in [
+                *(e.path for e in artifact.manifest.files),
+                artifacts.MANIFEST,
+            ]:
+                (folder / target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, folder / target / name)
+    meta = {
+        "encoder": index.meta["encoder"],
+        "index": version_name,
+        "count": index.meta["count"],
+        "made_from": made_from,
+    }
+    artifacts.seal(str(folder), KIND, meta, tuple(artifacts.describe(folder)))
+    Release.open(folder)
+    return folder
+
+
+def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
+    """Log a release as a model of the run, and register it.
+
+    Args:
+        run: that the model belongs to.
+        folder: an assembled release.
+        name: of the registered model.
+        tags: of the version.
+
+    Returns:
+        The registered version's number.
+    """
+    _connect(run.tracking)
+    with artifacts.workbench() as workbench, mlflow.start_run(run_id=run.run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("model.py")),
+            artifacts={KIND: str(folder)},
+            code_paths=[str(_code(workbench))],
+            signature=_signature(),
+            pip_requirements=[
+                f"{package}=={version(package)}" for package in REQUIREMENTS
+            ],
+        )
+    registered = mlflow.register_model(logged.model_uri, name, tags=tags)
+    return int(registered.version)
+
+
+def promote(tracking: Tracking, name: str, number: int) -> None:
+    """Point alias `champion` to a version, and `previous` to the champion before it."""
+    client = tracking.client
+    before = champion(tracking, name)
+    if before is not None and int(before.version) != number:
+        client.set_registered_model_alias(name, PREVIOUS, before.version)
+    client.set_registered_model_alias(name, CHAMPION, str(number))
+
+
+def champion(tracking: Tracking, name: str) -> Any | None:
+    """The registered version that alias `champion` points to, or None."""
+    try:
+        return tracking.client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return None
+
+
+def need_champion(tracking: Tracking, name: str) -> Any:
+    """As `champion`.
+
+    Raises:
+        DataError: there is none.
+    """
+    if (found := champion(tracking, name)) is None:
+        raise DataError(
+            f"the model {name!r} has no champion yet",
+            remedy="Run `lookalike run` first, with the same recipe",
+        )
+    return found
+
+
+def load_champion(tracking: Tracking, name: str) -> Any:
+    """The champion as an MLflow pyfunc, in this process.
+
+    Raises:
+        DataError: there is none.
+    """
+    number = need_champion(tracking, name).version
+    _connect(tracking)
+    return mlflow.pyfunc.load_model(f"models:/{name}/{number}")
+
+
+def _connect(tracking: Tracking) -> None:
+    mlflow.set_tracking_uri(tracking.uri)
+    mlflow.set_experiment(experiment_id=tracking.experiment_id())
+
+
+def _code(folder: Path) -> Path:
+    # What serves, and nothing that trains: so a release cannot come to need it.
+    package = Path(encoder.__file__).parent
+    target = folder / package.name
+    target.mkdir()
+    for name in _CODE:
+        source = package / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, target / name, ignore=ignored)
+        else:
+            shutil.copyfile(source, target / name)
+    return target
+
+
+def _signature() -> ModelSignature:
+    # Wide on purpose: MLflow's own refusals echo the request, ours do not.
+    columns = [
+        ColSpec(AnyType(), name, required=False)
+        for name in ("image", "item_id", "vector")
+    ]
+    return ModelSignature(
+        inputs=Schema([*columns, ColSpec(AnyType(), "key", required=False)]),
+        outputs=Schema(
+            [
+                ColSpec(AnyType(), "query"),
+                ColSpec(DataType.long, "rank"),
+                ColSpec(AnyType(), "item_id"),
+                ColSpec(AnyType(), "label"),
+                ColSpec(AnyType(), "distance"),
+                ColSpec(AnyType(), "similarity"),
+                ColSpec(AnyType(), "error"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("k", DataType.long, DEFAULT_K)]),
+    )

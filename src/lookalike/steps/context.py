@@ -1,0 +1,127 @@
+"""What every step gets: the recipe, and the rooms it opens from it as they are needed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from lookalike import artifacts
+from lookalike.config import Config
+from lookalike.errors import ConfigError
+from lookalike.tracking import Tracking
+
+if TYPE_CHECKING:  # `query` and `serve` run where there is no Spark
+    from pyspark.sql import SparkSession
+
+    from lookalike.lake.ledger import Ledger
+    from lookalike.lake.tables import Tables
+
+
+class Result(BaseModel):
+    """What a step committed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    unchanged: bool = False
+    """Whether it had been committed before, so that nothing was done."""
+
+    @property
+    def words(self) -> str:
+        """The result in a line."""
+        raise NotImplementedError
+
+
+class Context:
+    """A recipe at work. As a context manager it closes what it opened.
+
+    Args:
+        config: the recipe.
+        progress: told what is done and what there is in all, by steps that know.
+        log: folder for what ranks print.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        log: Path | None = None,
+    ):
+        self.config = config
+        self.progress = progress
+        self.log = log or Path(tempfile.mkdtemp(prefix="lookalike-log-"))
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "spark" in self.__dict__ and self.config.spark.master is not None:
+            from lookalike.lake.session import close_session
+
+            close_session(self.spark)
+
+    @cached_property
+    def spark(self) -> SparkSession:
+        from lookalike.lake.session import open_session
+
+        return open_session(self.config.spark, self.config.name)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The warehouse's tables, made where they are not there."""
+        from lookalike.lake.tables import Tables
+
+        tables = Tables(self.spark, self.config.warehouse.tables)
+        tables.ensure()
+        return tables
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from lookalike.lake.ledger import Ledger
+
+        return Ledger(self.tables)
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        return Tracking.of(
+            self.files, self.config.name, self.config.mlflow.tracking_uri
+        )
+
+    @cached_property
+    def files(self) -> str:
+        """The warehouse's folder or URI of files.
+
+        Raises:
+            ConfigError: it cannot be written to.
+        """
+        uri = self.config.warehouse.files
+        folder = artifacts.local_path(uri)
+        if folder is None:
+            return uri
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"warehouse.files = {uri!r} cannot be written to ({error.strerror})",
+                remedy="Name a folder that can be",
+            ) from error
+        # Spark's workers have working folders of their own.
+        return str(folder)
+
+    @property
+    def encoders(self) -> str:
+        return artifacts.join(self.files, "encoders")
+
+    @property
+    def indexes(self) -> str:
+        return artifacts.join(self.files, "index")
+
+    @property
+    def reports(self) -> str:
+        return artifacts.join(self.files, "reports")

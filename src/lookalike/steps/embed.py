@@ -1,0 +1,51 @@
+"""Give every image of the catalogue its vector."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lookalike.steps.context import Context, Result
+
+STEP = "embed"
+
+
+class EmbeddedCatalogue(Result):
+    """In distinct images: `seen` = `known` before + `embedded` now + `rejected`."""
+
+    fingerprint: str
+    items_version: int
+    seen: int
+    known: int
+    embedded: int
+    rejected: int
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.seen:,} images in = {self.embedded:,} embedded + {self.known:,} known + "
+            f"{self.rejected:,} rejected"
+        )
+
+
+def run(context: Context) -> EmbeddedCatalogue:
+    """Embed what the newest encoder has not seen of the newest catalogue."""
+    from lookalike.lake.embed import embed
+
+    ledger = context.ledger
+    trained = ledger.need("train").outputs
+    items_version = ledger.need("ingest").outputs["items_version"]
+    inputs = {"encoder": trained["fingerprint"], "items_version": items_version}
+    if last := ledger.find(STEP, inputs):
+        return EmbeddedCatalogue(**last.outputs | {"unchanged": True})
+    counts = embed(
+        context.tables, trained["uri"], trained["fingerprint"], items_version
+    )
+    result = EmbeddedCatalogue(
+        fingerprint=trained["fingerprint"],
+        items_version=items_version,
+        **asdict(counts),
+    )
+    if result.seen != result.known + result.embedded + result.rejected:
+        raise AssertionError(f"images were lost: {result}")
+    ledger.commit(STEP, inputs, result.model_dump(), context.config.recorded())
+    return result

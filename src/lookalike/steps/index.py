@@ -1,0 +1,68 @@
+"""Build the nearest-neighbour index of the catalogue."""
+
+from __future__ import annotations
+
+from lookalike import artifacts
+from lookalike.encoder import Encoder
+from lookalike.index import Plan, build
+from lookalike.index.build import VERSION
+from lookalike.steps.context import Context, Result
+
+STEP = "index"
+
+
+class Indexed(Result):
+    """The committed index version: `seen` items = `count` in it + `left_out` without a vector."""
+
+    version: str
+    encoder: str
+    items_version: int
+    seen: int
+    count: int
+    left_out: int
+    kind: str
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.seen:,} items in = {self.count:,} indexed + {self.left_out:,} without a "
+            f"vector; {self.kind}, version {self.version}"
+        )
+
+
+def run(context: Context) -> Indexed:
+    """Index the newest encoder's vectors of the newest embedded catalogue."""
+    from lookalike.lake import catalogue
+    from lookalike.lake.staging import record_batches
+
+    config, ledger = context.config, context.ledger
+    trained, embedded = ledger.need("train").outputs, ledger.need("embed").outputs
+    plan = Plan(**config.index.model_dump())
+    made_from = {
+        "encoder": embedded["fingerprint"],
+        "items_version": embedded["items_version"],
+    }
+    inputs = {**made_from, "plan": config.index.model_dump()}
+    if (last := ledger.find(STEP, inputs)) and artifacts.exists(
+        artifacts.join(context.indexes, "versions", last.outputs["version"]), VERSION
+    ):
+        return Indexed(**last.outputs | {"unchanged": True})
+    dim = Encoder.open(trained["uri"]).specification.dim
+    rows = catalogue.with_vectors(
+        context.tables, embedded["fingerprint"], embedded["items_version"]
+    )
+    with record_batches(rows, context.files) as batches:
+        built = build(context.indexes, batches, dim, plan, made_from)
+    seen = context.tables.read("items", embedded["items_version"]).count()
+    count = built.meta["count"]
+    result = Indexed(
+        version=built.name,
+        encoder=embedded["fingerprint"],
+        items_version=embedded["items_version"],
+        seen=seen,
+        count=count,
+        left_out=seen - count,
+        kind=plan.kind,
+    )
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
+    return result

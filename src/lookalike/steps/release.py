@@ -1,0 +1,123 @@
+"""Release encoder and index as one MLflow model, if the gate lets them pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lookalike import artifacts
+from lookalike.config import Gate
+from lookalike.errors import GateRefused
+from lookalike.steps.context import Context, Result
+from lookalike.tracking import Run
+
+STEP = "release"
+GATED = (("A", "p_at_1"), ("B", "map_at_r"))
+"""Protocol and metric of the figures that the gate looks at, of the encoder and of the index."""
+
+
+class Released(Result):
+    """Registered version `number` of model `name`: the champion."""
+
+    name: str
+    number: int
+    encoder: str
+    index: str
+    figures: dict[str, float]
+
+    @property
+    def words(self) -> str:
+        shown = ", ".join(f"{what} {value:.3f}" for what, value in self.figures.items())
+        return f"{self.name} version {self.number} is the champion ({shown})"
+
+
+def run(context: Context) -> Released:
+    """Compare the newest evaluated index and encoder with the champion; release them if they pass.
+
+    Raises:
+        GateRefused: they do not; nothing has changed.
+    """
+    from lookalike.serving import release
+
+    config, ledger = context.config, context.ledger
+    evaluated = ledger.need("evaluate").outputs
+    trained = ledger.need("train").outputs
+    inputs = {"encoder": evaluated["encoder"], "index": evaluated["index"]}
+    last = ledger.last(STEP)
+    if last is not None and last.inputs == inputs:
+        # Killed between the ledger's commit and the alias, the alias is behind: mend it.
+        release.promote(context.tracking, config.name, last.outputs["number"])
+        return Released(**last.outputs | {"unchanged": True})
+    figures = gated_figures(evaluated)
+    check_gate(
+        config.gate, evaluated, figures, last.outputs["figures"] if last else None
+    )
+    made_from = {
+        "figures": evaluated["figures"],
+        "index_recall": evaluated["index_recall"],
+        "config": config.recorded(),
+    }
+    tags = {
+        "encoder": inputs["encoder"],
+        "index": inputs["index"],
+        "report": evaluated["report"],
+    }
+    run = Run(context.tracking, evaluated["run_id"])
+    with artifacts.workbench() as folder:
+        release.assemble(
+            folder, trained["uri"], context.indexes, inputs["index"], made_from
+        )
+        number = release.log(run, folder, config.name, tags)
+    result = Released(name=config.name, number=number, figures=figures, **inputs)
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
+    release.promote(context.tracking, config.name, number)
+    return result
+
+
+def gated_figures(evaluated: dict[str, Any]) -> dict[str, float]:
+    """The figures that the gate looks at, by name."""
+    figures = evaluated["figures"]
+    found = {f"{p} {m}": float(figures[p]["encoder"][m]) for p, m in GATED}
+    return found | {"A p_at_1 of the index": float(figures["A"]["index"]["p_at_1"])}
+
+
+def check_gate(
+    gate: Gate,
+    evaluated: dict[str, Any],
+    candidate: dict[str, float],
+    champion: dict[str, float] | None,
+) -> None:
+    """Let a candidate pass or not.
+
+    Args:
+        gate: the rules.
+        evaluated: outputs of `evaluate`.
+        candidate: its `gated_figures`.
+        champion: those of the champion; None where there is none yet.
+
+    Raises:
+        GateRefused: with a row for each figure: name, candidate, what it must reach, verdict.
+    """
+    rows = []
+    for name, value in candidate.items():
+        protocol, metric = name.split()[:2]
+        floors = {}
+        if gate.above_raw_pixels:
+            raw = evaluated["figures"][protocol]["raw_pixels"][metric]
+            floors[f"above raw pixels' {raw:.4f}"] = value > raw
+        if champion is not None:
+            floor = champion[name] - gate.max_drop
+            floors[
+                f"at least the champion's {champion[name]:.4f} - {gate.max_drop}"
+            ] = value >= floor
+        for rule, passed in floors.items():
+            rows.append((name, f"{value:.4f}", rule, "passed" if passed else "refused"))
+    refused = [row for row in rows if row[3] == "refused"]
+    if refused:
+        raise GateRefused(
+            "the gate refused this candidate: "
+            + "; ".join(
+                f"{name} is {value}, not {rule}" for name, value, rule, _ in refused
+            ),
+            rows=rows,
+            remedy="The champion stays. Train or tune again, or change the rules under `gate`",
+        )

@@ -1,0 +1,71 @@
+"""Decode a pinned version of the tables into Parquet packs for training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lookalike import artifacts
+from lookalike.steps.context import Context, Result
+
+STEP = "snapshot"
+
+
+class Snapshotted(Result):
+    """`seen` labelled and unlabelled items of train and validation = `train` + `validation` +
+    `left_out`."""
+
+    uri: str
+    seen: int
+    train: int
+    validation: int
+    left_out: int
+    classes: int
+    blocks: int
+    size: int
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.seen:,} in = {self.train:,} train + {self.validation:,} validation + "
+            f"{self.left_out:,} left out (no label, or beyond train.validation_items); "
+            f"{self.classes} classes in {self.blocks} blocks, {self.size / 2**20:.1f} MiB"
+        )
+
+
+def run(context: Context) -> Snapshotted:
+    """Write the snapshot of the newest ingest, or find it."""
+    from lookalike.lake import snapshot
+
+    config, ledger = context.config, context.ledger
+    ingested = ledger.need("ingest").outputs
+    versions = {
+        "items": ingested["items_version"],
+        "splits": ingested["splits_version"],
+    }
+    recipe = snapshot.Recipe(
+        preprocessing=config.images.preprocessing,
+        batch=config.train.batch,
+        validation_items=config.train.validation_items,
+        seed=config.seed,
+    )
+    inputs = {"versions": versions, "recipe": asdict(recipe)}
+    if (last := ledger.find(STEP, inputs)) and artifacts.exists(
+        last.outputs["uri"], snapshot.KIND
+    ):
+        return Snapshotted(**last.outputs | {"unchanged": True})
+    written = snapshot.write(context.tables, versions, recipe, context.files)
+    items = written.meta["items"]
+    result = Snapshotted(
+        uri=written.uri,
+        seen=written.meta["seen"],
+        train=items["train"],
+        validation=items["validation"],
+        left_out=written.meta["left_out"],
+        classes=len(written.meta["classes"]),
+        blocks=len(written.meta["blocks"]["train"]),
+        size=sum(entry.size for entry in written.manifest.files),
+    )
+    if result.seen != result.train + result.validation + result.left_out:
+        raise AssertionError(f"items were lost: {result}")
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
+    return result

@@ -1,0 +1,125 @@
+"""What a person at a terminal sees: progress, results, errors; all else goes to a log."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from lookalike.errors import GateRefused, LookalikeError
+
+
+class Terminal:
+    """Two consoles that stay with the person while file descriptors 1 and 2 go to a log.
+
+    Java, TensorFlow and MLflow print what nobody asked for, from other processes too: so the
+    descriptors are turned, not Python's streams.
+    """
+
+    def __init__(self) -> None:
+        self.out = Console(
+            file=os.fdopen(os.dup(1), "w"), highlight=False, soft_wrap=True
+        )
+        self.err = Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
+        self.log: Path | None = None
+
+    @contextmanager
+    def quiet(self, log: Path) -> Iterator[None]:
+        """Turn what others print to a file."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        kept = os.dup(1), os.dup(2)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            _turn(target, target)
+            yield
+        finally:
+            _turn(*kept)
+            for descriptor in (*kept, target):
+                os.close(descriptor)
+
+    @contextmanager
+    def step(self, name: str, place: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar for a step; yields what tells it of progress."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.err, transient=True) as progress:
+            bar = progress.add_task(f"{place} {name}", total=None, count="")
+
+            def tell(done: int, total: int) -> None:
+                progress.update(
+                    bar, completed=done, total=total, count=f"{done:,}/{total:,}"
+                )
+
+            yield tell
+
+    def done(
+        self, name: str, place: str, words: str, unchanged: bool, begin: float
+    ) -> None:
+        seconds = time.monotonic() - begin
+        mark = "[dim]=[/dim]" if unchanged else "[green]✓[/green]"
+        self.err.print(
+            f"{mark} {place} [bold]{name}[/bold] [dim]{seconds:.0f} s[/dim]  {escape(words)}"
+        )
+
+    def table(
+        self, title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]
+    ) -> None:
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for i, head in enumerate(heads):
+            table.add_column(head, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.out.print(table)
+
+    def error(self, error: BaseException) -> None:
+        """Say what went wrong, without a traceback."""
+        if isinstance(error, GateRefused):
+            table = Table(
+                "figure", "candidate", "rule", "verdict", title="The release gate"
+            )
+            for row in error.rows:
+                table.add_row(*row)
+            self.err.print(table)
+        if isinstance(error, LookalikeError):
+            kind, said = type(error).__name__, str(error)
+        else:
+            first = str(error).strip().splitlines()[:1]
+            kind, said = type(error).__name__, first[0] if first else "no message"
+            said += " (an error nobody foresaw: --debug shows where)"
+        self.err.print(f"[red bold]{kind}[/red bold]: {escape(said)}", soft_wrap=True)
+        if (
+            self.log is not None
+            and self.log.exists()
+            and not isinstance(error, LookalikeError)
+        ):
+            self.err.print(
+                f"[dim]What its parts printed is in {escape(str(self.log))}[/dim]",
+                soft_wrap=True,
+            )
+
+
+def _turn(out: int, err: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
