@@ -137,13 +137,9 @@ def commit(root: str, kind: str, built: Path, meta: Mapping[str, Any]) -> Artifa
     return seal(uri, kind, meta, files)
 
 
-def seal(
-    uri: str, kind: str, meta: Mapping[str, Any], files: tuple[FileEntry, ...]
-) -> Artifact:
+def seal(uri: str, kind: str, meta: Mapping[str, Any], files: tuple[FileEntry, ...]) -> Artifact:
     """Make an artefact of files that lie in a new folder already, by writing its manifest."""
-    manifest = Manifest(
-        kind, dict(meta), files, datetime.now(UTC).isoformat(timespec="seconds")
-    )
+    manifest = Manifest(kind, dict(meta), files, datetime.now(UTC).isoformat(timespec="seconds"))
     inner, path = filesystem(uri)
     inner.create_dir(path, recursive=True)
     with inner.open_output_stream(f"{path}/{MANIFEST}") as stream:
@@ -193,9 +189,7 @@ def open_artifact(uri: str, kind: str) -> Artifact:
         if info.type != arrow_fs.FileType.File:
             raise _damaged(uri, f"{entry.path} is missing")
         if info.size != entry.size:
-            raise _damaged(
-                uri, f"{entry.path} has {info.size:,} bytes, not {entry.size:,}"
-            )
+            raise _damaged(uri, f"{entry.path} has {info.size:,} bytes, not {entry.size:,}")
     return Artifact(uri, manifest)
 
 
@@ -212,9 +206,7 @@ def verify(artifact: Artifact) -> None:
             while block := stream.read(2**20):
                 digest.update(block)
         if digest.hexdigest() != entry.sha256:
-            raise _damaged(
-                artifact.uri, f"{entry.path} is not the file that was committed"
-            )
+            raise _damaged(artifact.uri, f"{entry.path} is not the file that was committed")
 
 
 def exists(uri: str, kind: str) -> bool:
@@ -227,7 +219,7 @@ def exists(uri: str, kind: str) -> bool:
 
 
 def fetch(artifact: Artifact, folder: Path) -> Path:
-    """Local folder with the artefact's files: its own where it is local, else copied below `folder`."""
+    """Local folder with the artefact's files: its own, else a copy of a remote one."""
     if (own := local_path(artifact.uri)) is not None:
         return own
     target = folder / artifact.name

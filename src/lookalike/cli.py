@@ -39,9 +39,7 @@ Set = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and what parts print.")
-]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what parts print.")]
 
 _SHOWN = (
     ("P@1", "A", "p_at_1"),
@@ -138,14 +136,10 @@ def query(
     conf: Conf,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(
-            help="Image files; none: the sample queries of the champion's evaluation."
-        ),
+        typer.Argument(help="Image files; none: the sample queries of the champion's evaluation."),
     ] = None,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours of each.")] = 10,
-    url: Annotated[
-        str | None, typer.Option(help="Ask this endpoint, not in process.")
-    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours of each.")] = 10,
+    url: Annotated[str | None, typer.Option(help="Ask this endpoint, not in process.")] = None,
     set_: Set = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -170,9 +164,7 @@ def query(
             )
             for f in found
         ]
-        terminal.table(
-            name, ("rank", "item_id", "label", "distance", "similarity"), rows
-        )
+        terminal.table(name, ("rank", "item_id", "label", "distance", "similarity"), rows)
 
 
 @app.command()
@@ -190,9 +182,7 @@ def serve(
     terminal: Terminal = called.obj
     with _opened(terminal, "serve", conf, set_, debug=True) as context:
         url = f"http://{host}:{port}"
-        terminal.err.print(
-            f"{context.config.name} at {url}/invocations; Ctrl-C stops it"
-        )
+        terminal.err.print(f"{context.config.name} at {url}/invocations; Ctrl-C stops it")
         terminal.err.print(f"Ask it: {_program()} query --conf {conf} --url {url}")
         step.run(context, host, port)
 
@@ -215,9 +205,7 @@ def run(
         refused: LookalikeError | None = None
         for number, step in enumerate(STEPS, start=1):
             try:
-                results[step] = _run_step(
-                    terminal, context, step, f"{number}/{len(STEPS)}"
-                )
+                results[step] = _run_step(terminal, context, step, f"{number}/{len(STEPS)}")
             except LookalikeError as error:
                 if step != "release":
                     raise
@@ -253,9 +241,7 @@ def _closing(
         (
             f"{name}, protocol {protocol}",
             *(
-                f"{figures[protocol][what][metric]:.3f}"
-                if what in figures[protocol]
-                else ""
+                f"{figures[protocol][what][metric]:.3f}" if what in figures[protocol] else ""
                 for what in ("raw_pixels", "encoder", "index")
             ),
         )

@@ -37,9 +37,7 @@ class Warehouse(_Model):
     tables: str = Field(
         description="folder or URI of the Delta tables, or a Unity Catalog 'catalog.schema'"
     )
-    files: str = Field(
-        description="folder, URI or volume of the artefacts and the report"
-    )
+    files: str = Field(description="folder, URI or volume of the artefacts and the report")
 
 
 class Spark(_Model):
@@ -54,9 +52,7 @@ class Spark(_Model):
     @property
     def slots(self) -> int | None:
         """Tasks that run at once, where the master says it."""
-        if found := re.fullmatch(
-            r"local-cluster\[(\d+),\s*(\d+),\s*\d+\]", self.master or ""
-        ):
+        if found := re.fullmatch(r"local-cluster\[(\d+),\s*(\d+),\s*\d+\]", self.master or ""):
             return int(found[1]) * int(found[2])
         if found := re.fullmatch(r"local\[(\d+|\*)(?:,.*)?\]", self.master or ""):
             return os.cpu_count() if found[1] == "*" else int(found[1])
@@ -76,9 +72,7 @@ class IdxData(_Model):
     source: Literal["idx"]
     train: IdxFiles
     test: IdxFiles
-    label_names: tuple[str, ...] | None = Field(
-        None, description="names of labels 0, 1, 2 ..."
-    )
+    label_names: tuple[str, ...] | None = Field(None, description="names of labels 0, 1, 2 ...")
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_reject_share: Share = 0.05
     phash: bool = True
@@ -126,9 +120,7 @@ class Train(_Model):
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     loss: Loss = Loss()
     augment: Augment = Augment()
-    buffer_mb: Positive = Field(
-        256, description="images held by a rank to draw batches from"
-    )
+    buffer_mb: Positive = Field(256, description="images held by a rank to draw batches from")
     validation_items: Annotated[int, Field(ge=10)] = 2000
 
     @property
@@ -158,9 +150,7 @@ Range = LogUniform | Uniform | Integers | Choice
 class Tune(_Model):
     """The search. Keys of `space` are keys of `train`, dotted: `loss.alpha`."""
 
-    trials: Annotated[
-        int, Field(ge=0, description="0: no search, train with the values given")
-    ] = 8
+    trials: Annotated[int, Field(ge=0, description="0: no search, train with the values given")] = 8
     parallelism: Positive = 1
     epochs: Positive = 2
     space: dict[str, Range] = {}
@@ -171,9 +161,7 @@ class Tune(_Model):
         words = {"log_uniform", "uniform", "int", "choice"}
         for key, spec in (space or {}).items():
             if not isinstance(spec, dict) or len(spec) != 1 or not set(spec) <= words:
-                raise ValueError(
-                    f"{key}: {spec!r} is none of {', '.join(sorted(words))}"
-                )
+                raise ValueError(f"{key}: {spec!r} is none of {', '.join(sorted(words))}")
         return space
 
     @field_validator("space")
@@ -183,9 +171,7 @@ class Tune(_Model):
             (word,) = type(spec).model_fields
             bounds = getattr(spec, word)
             if word != "choice" and not bounds[0] < bounds[1]:
-                raise ValueError(
-                    f"{key}: {word} goes from {bounds[0]} to {bounds[1]}, not upwards"
-                )
+                raise ValueError(f"{key}: {word} goes from {bounds[0]} to {bounds[1]}, not upwards")
         return space
 
 
@@ -210,9 +196,7 @@ class Gate(_Model):
     """What a candidate must show to become the champion."""
 
     above_raw_pixels: bool = True
-    max_drop: Share = Field(
-        0.005, description="how far a metric may lie below the champion's"
-    )
+    max_drop: Share = Field(0.005, description="how far a metric may lie below the champion's")
 
 
 class Mlflow(_Model):
@@ -304,7 +288,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Config:
     """Read a recipe.
 
     Args:
-        path: YAML file; `${NAME}` and `${NAME:-else}` in its strings are taken from the environment.
+        path: YAML file; `${NAME}` and `${NAME:-else}` in its strings come from the environment.
         settings: "a.b=c", each set on top of the file; c is read as YAML.
 
     Raises:
@@ -320,21 +304,15 @@ def load(path: Path, settings: Sequence[str] = ()) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--conf {path} is not YAML ({error})") from error
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"--conf {path} holds {type(raw).__name__}", allowed="keys and values"
-        )
+        raise ConfigError(f"--conf {path} holds {type(raw).__name__}", allowed="keys and values")
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise ConfigError(
-                f"--set {setting!r}", allowed="KEY=VALUE, e.g. train.epochs=3"
-            )
+            raise ConfigError(f"--set {setting!r}", allowed="KEY=VALUE, e.g. train.epochs=3")
         try:
             _set(raw, key, yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"--set {setting!r}: the value is not YAML ({error})"
-            ) from error
+            raise ConfigError(f"--set {setting!r}: the value is not YAML ({error})") from error
     return _validated(Config, _expanded(raw), str(path))
 
 
@@ -346,9 +324,7 @@ def _set(raw: dict[str, Any], key: str, value: Any, known: bool = False) -> None
         if not isinstance(inner, dict):
             raise ConfigError(f"{key!r}: {parent!r} has no keys below it")
     if known and last not in inner:
-        raise ConfigError(
-            f"{key!r} is no key of train", allowed=", ".join(sorted(inner))
-        )
+        raise ConfigError(f"{key!r} is no key of train", allowed=", ".join(sorted(inner)))
     inner[last] = value
 
 

@@ -90,9 +90,7 @@ class Encoder:
         if not images:
             return np.empty((0, self.specification.dim), np.float32)
         return self.encode_pixels(
-            np.stack(
-                [decode(data, self.specification.preprocessing) for data in images]
-            )
+            np.stack([decode(data, self.specification.preprocessing) for data in images])
         )
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -113,9 +111,7 @@ class Encoder:
 def fingerprint(graph: bytes, preprocessing: Preprocessing) -> str:
     """See `Encoder.fingerprint`."""
     graph_hash = hashlib.sha256(graph).hexdigest()
-    return artifacts.fingerprint(
-        {"graph": graph_hash, "preprocessing": asdict(preprocessing)}
-    )
+    return artifacts.fingerprint({"graph": graph_hash, "preprocessing": asdict(preprocessing)})
 
 
 def commit(

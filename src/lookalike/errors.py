@@ -16,9 +16,7 @@ class LookalikeError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, fact: str, *, allowed: str | None = None, remedy: str | None = None
-    ):
+    def __init__(self, fact: str, *, allowed: str | None = None, remedy: str | None = None):
         parts = [fact.rstrip(".")]
         if allowed:
             parts.append(f"Allowed: {allowed.rstrip('.')}")
@@ -55,7 +53,7 @@ class ArtifactError(DataError):
     """An artefact is missing, damaged, of an unknown format, or belongs to another."""
 
 
-class GateRefused(LookalikeError):
+class GateError(LookalikeError):
     """A candidate did not pass the release gate. `rows` is the table that shows why."""
 
     exit_code = 4

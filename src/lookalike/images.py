@@ -71,9 +71,7 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     image = image.convert("L" if preprocessing.channels == 1 else "RGB")
     if image.size != (preprocessing.size, preprocessing.size):
         # reducing_gap=None: the exact filter, the same whatever the file's format.
-        image = image.resize(
-            (preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC
-        )
+        image = image.resize((preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8).reshape(preprocessing.shape)
 
 
@@ -104,17 +102,13 @@ def to_png(data: bytes) -> bytes:
     """An image file of any supported format as an upright PNG."""
     image = _upright(data)
     buffer = io.BytesIO()
-    (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(
-        buffer, format="PNG"
-    )
+    (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _open(data: bytes) -> Image.Image:
     if not data:
-        raise ImageError(
-            "empty", "the image has 0 bytes", allowed=f"a {_formats()} file"
-        )
+        raise ImageError("empty", "the image has 0 bytes", allowed=f"a {_formats()} file")
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on; the limit below is ours and an error.

@@ -101,14 +101,11 @@ def exact_scores(
     depth = ranking_depth(query_labels, gallery_labels) + (self_rows is not None)
 
     def ranked() -> Iterator[np.ndarray]:
-        for rows, neighbours, _ in nearest(units, gallery_units, depth):
-            if self_rows is not None:
-                neighbours = without_self(neighbours, self_rows[rows])
-            yield gallery_labels[neighbours]
+        for rows, found, _ in nearest(units, gallery_units, depth):
+            others = found if self_rows is None else without_self(found, self_rows[rows])
+            yield gallery_labels[others]
 
-    return scores(
-        ranked(), query_labels, gallery_labels, self_in_gallery=self_rows is not None
-    )
+    return scores(ranked(), query_labels, gallery_labels, self_in_gallery=self_rows is not None)
 
 
 def ranking_depth(query_labels: np.ndarray, gallery_labels: np.ndarray) -> int:
@@ -142,9 +139,7 @@ def scores(
     """
     names, counts = np.unique(gallery_labels, return_counts=True)
     found = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
-    relevant = np.where(names[found] == query_labels, counts[found], 0) - int(
-        self_in_gallery
-    )
+    relevant = np.where(names[found] == query_labels, counts[found], 0) - int(self_in_gallery)
     rows = []
     begin = 0
     for labels in ranked:
@@ -162,9 +157,7 @@ def scores(
     return Scores(**means(table), queries=len(table), by_class=by_class)
 
 
-def _chunk_scores(
-    labels: np.ndarray, own: np.ndarray, relevant: np.ndarray
-) -> np.ndarray:
+def _chunk_scores(labels: np.ndarray, own: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     right = labels == own[:, None]
     ranks = np.arange(1, right.shape[1] + 1)
     gain = right * (np.cumsum(right, axis=1) / ranks)
@@ -195,9 +188,7 @@ class Calibration:
     bias: float
 
     def similarity(self, distance: np.ndarray) -> np.ndarray:
-        return 1 / (
-            1 + np.exp(-(self.weight * np.asarray(distance, np.float64) + self.bias))
-        )
+        return 1 / (1 + np.exp(-(self.weight * np.asarray(distance, np.float64) + self.bias)))
 
 
 def calibrate(
@@ -222,9 +213,7 @@ def calibrate(
     left = rng.integers(len(units), size=pairs * 8)
     # The partner of the same class: another row of the label's stretch in sorted order.
     order = np.argsort(labels, kind="stable")
-    names, first, counts = np.unique(
-        labels[order], return_index=True, return_counts=True
-    )
+    names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     of = np.searchsorted(names, labels[left])
     partner = order[first[of] + rng.integers(2**62, size=len(left)) % counts[of]]
     same = partner != left

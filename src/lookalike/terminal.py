@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lookalike.errors import GateRefused, LookalikeError
+from lookalike.errors import GateError, LookalikeError
 
 
 class Terminal:
@@ -31,9 +31,7 @@ class Terminal:
     """
 
     def __init__(self) -> None:
-        self.out = Console(
-            file=os.fdopen(os.dup(1), "w"), highlight=False, soft_wrap=True
-        )
+        self.out = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, soft_wrap=True)
         self.err = Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
         self.log: Path | None = None
 
@@ -66,24 +64,18 @@ class Terminal:
             bar = progress.add_task(f"{place} {name}", total=None, count="")
 
             def tell(done: int, total: int) -> None:
-                progress.update(
-                    bar, completed=done, total=total, count=f"{done:,}/{total:,}"
-                )
+                progress.update(bar, completed=done, total=total, count=f"{done:,}/{total:,}")
 
             yield tell
 
-    def done(
-        self, name: str, place: str, words: str, unchanged: bool, begin: float
-    ) -> None:
+    def done(self, name: str, place: str, words: str, unchanged: bool, begin: float) -> None:
         seconds = time.monotonic() - begin
         mark = "[dim]=[/dim]" if unchanged else "[green]✓[/green]"
         self.err.print(
             f"{mark} {place} [bold]{name}[/bold] [dim]{seconds:.0f} s[/dim]  {escape(words)}"
         )
 
-    def table(
-        self, title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]
-    ) -> None:
+    def table(self, title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         table = Table(title=title, title_justify="left", title_style="bold")
         for i, head in enumerate(heads):
             table.add_column(head, justify="left" if i == 0 else "right")
@@ -93,10 +85,8 @@ class Terminal:
 
     def error(self, error: BaseException) -> None:
         """Say what went wrong, without a traceback."""
-        if isinstance(error, GateRefused):
-            table = Table(
-                "figure", "candidate", "rule", "verdict", title="The release gate"
-            )
+        if isinstance(error, GateError):
+            table = Table("figure", "candidate", "rule", "verdict", title="The release gate")
             for row in error.rows:
                 table.add_row(*row)
             self.err.print(table)
@@ -107,11 +97,7 @@ class Terminal:
             kind, said = type(error).__name__, first[0] if first else "no message"
             said += " (an error nobody foresaw: --debug shows where)"
         self.err.print(f"[red bold]{kind}[/red bold]: {escape(said)}", soft_wrap=True)
-        if (
-            self.log is not None
-            and self.log.exists()
-            and not isinstance(error, LookalikeError)
-        ):
+        if self.log is not None and self.log.exists() and not isinstance(error, LookalikeError):
             self.err.print(
                 f"[dim]What its parts printed is in {escape(str(self.log))}[/dim]",
                 soft_wrap=True,

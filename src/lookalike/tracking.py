@@ -96,9 +96,7 @@ class Tracking:
         finally:
             run.end(status)
 
-    def start(
-        self, name: str, parent: str | None = None, start_time: int | None = None
-    ) -> Run:
+    def start(self, name: str, parent: str | None = None, start_time: int | None = None) -> Run:
         """A run that the caller ends."""
         client = self.client
         created = client.create_run(
@@ -124,9 +122,7 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
-        entries = [
-            Metric(name, float(value), now, step) for name, value in values.items()
-        ]
+        entries = [Metric(name, float(value), now, step) for name, value in values.items()]
         self.tracking.client.log_batch(self.run_id, metrics=entries)
 
     def latest(self) -> dict[str, float]:
@@ -142,9 +138,7 @@ class Run:
         self.tracking.client.log_artifact(self.run_id, str(path), folder)
 
     def end(self, status: int, end_time: int | None = None) -> None:
-        self.tracking.client.set_terminated(
-            self.run_id, RunStatus.to_string(status), end_time
-        )
+        self.tracking.client.set_terminated(self.run_id, RunStatus.to_string(status), end_time)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

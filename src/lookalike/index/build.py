@@ -21,9 +21,7 @@ from lookalike.errors import DataError
 
 PART, VERSION = "index-part", "index"
 VECTORS_FILE, ITEMS_FILE = "vectors.faiss", "items.arrow"
-ITEMS_SCHEMA = pa.schema(
-    [pa.field(ITEM_ID, pa.string(), nullable=False), (LABEL, pa.string())]
-)
+ITEMS_SCHEMA = pa.schema([pa.field(ITEM_ID, pa.string(), nullable=False), (LABEL, pa.string())])
 
 
 @dataclass(frozen=True)
@@ -69,22 +67,15 @@ def build(
     vectors = _empty(dim, plan)
     last = ""
     with artifacts.workbench() as folder:
-        with pa.OSFile(str(folder / ITEMS_FILE), "wb") as sink:
-            with pa.ipc.new_file(sink, ITEMS_SCHEMA) as items:
-                for batch in batches:
-                    vectors.add(_matrix(batch, dim))
-                    last = _ascending(last, batch.column(ITEM_ID).to_pylist())
-                    columns = [
-                        batch.column(name).cast(pa.string())
-                        for name in (ITEM_ID, LABEL)
-                    ]
-                    items.write_batch(
-                        pa.RecordBatch.from_arrays(columns, schema=ITEMS_SCHEMA)
-                    )
+        file = folder / ITEMS_FILE
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, ITEMS_SCHEMA) as items:
+            for batch in batches:
+                vectors.add(_matrix(batch, dim))
+                last = _ascending(last, batch.column(ITEM_ID).to_pylist())
+                columns = [batch.column(name).cast(pa.string()) for name in (ITEM_ID, LABEL)]
+                items.write_batch(pa.RecordBatch.from_arrays(columns, schema=ITEMS_SCHEMA))
         if vectors.ntotal == 0:
-            raise DataError(
-                "there are no vectors to index", remedy="Run `lookalike embed` first"
-            )
+            raise DataError("there are no vectors to index", remedy="Run `lookalike embed` first")
         faiss.write_index(vectors, str(folder / VECTORS_FILE))
         count = int(vectors.ntotal)
         part = artifacts.commit(
@@ -120,9 +111,7 @@ def _empty(dim: int, plan: Plan) -> faiss.Index:
 
 def _matrix(batch: pa.RecordBatch, dim: int) -> np.ndarray:
     column = batch.column(VECTOR)
-    values = (
-        column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    )
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     if len(values) != len(column) * dim:
         raise DataError(
             f"vectors of another length than {dim} came to the index",

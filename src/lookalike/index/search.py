@@ -39,12 +39,8 @@ class Index:
                 remedy="These parts do not belong together: run `lookalike index` again",
             )
         try:
-            self._vectors = faiss.read_index(
-                str(folder / VECTORS_FILE), faiss.IO_FLAG_MMAP_IFC
-            )
-            self._items = pa.ipc.open_file(
-                pa.memory_map(str(folder / ITEMS_FILE))
-            ).read_all()
+            self._vectors = faiss.read_index(str(folder / VECTORS_FILE), faiss.IO_FLAG_MMAP_IFC)
+            self._items = pa.ipc.open_file(pa.memory_map(str(folder / ITEMS_FILE))).read_all()
         except (RuntimeError, pa.ArrowInvalid) as error:
             raise ArtifactError(
                 f"the index part {folder} cannot be read ({str(error).splitlines()[0]})",
@@ -68,9 +64,7 @@ class Index:
         Raises:
             ArtifactError: missing, damaged, or parts that do not belong together.
         """
-        meta = artifacts.open_artifact(
-            artifacts.join(root, "versions", version), VERSION
-        ).meta
+        meta = artifacts.open_artifact(artifacts.join(root, "versions", version), VERSION).meta
         (name,) = meta["parts"]
         part = artifacts.open_artifact(artifacts.join(root, "parts", name), PART)
         # Mapped files of a remote part must outlive this call: the process's end removes them.

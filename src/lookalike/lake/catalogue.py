@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -13,9 +13,7 @@ from pyspark.sql import functions as F
 from lookalike.images import Preprocessing, decode
 from lookalike.lake.tables import Tables
 
-_SAMPLE: Final = (
-    "item_id string, label string, split string, vector array<float>, pixels binary"
-)
+_SAMPLE: Final = "item_id string, label string, split string, vector array<float>, pixels binary"
 
 
 def with_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFrame:
@@ -58,9 +56,7 @@ def sample(
     both = items.select("item_id", "sha256", "label").join(splits, "item_id")
     chosen = [
         both.where(side).orderBy(F.xxhash64("item_id"), "item_id").limit(limit)
-        for side, limit in zip(
-            ("split = 'test'", "split <> 'test'"), limits, strict=True
-        )
+        for side, limit in zip(("split = 'test'", "split <> 'test'"), limits, strict=True)
     ]
     return (
         chosen[0]
@@ -74,15 +70,12 @@ def sample(
     )
 
 
-def originals(
-    tables: Tables, item_ids: list[str], items_version: int
-) -> dict[str, bytes]:
+def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[str, bytes]:
     """The original bytes of a few items."""
     few = tables.read("items", items_version).where(F.col("item_id").isin(item_ids))
     rows = few.select("item_id", "sha256").join(tables.read("contents"), "sha256")
     return {
-        row["item_id"]: bytes(row["bytes"])
-        for row in rows.select("item_id", "bytes").collect()
+        row["item_id"]: bytes(row["bytes"]) for row in rows.select("item_id", "bytes").collect()
     }
 
 
@@ -92,7 +85,7 @@ def _vectors(tables: Tables, fingerprint: str) -> DataFrame:
 
 
 def _with_pixels(
-    batches: Iterator[pa.RecordBatch], preprocessing: Preprocessing
+    batches: Iterable[pa.RecordBatch], preprocessing: Preprocessing
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         pixels = [decode(b, preprocessing) for b in batch.column("bytes").to_pylist()]

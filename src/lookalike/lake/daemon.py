@@ -20,4 +20,4 @@ if __name__ == "__main__":
     from pyspark import daemon
 
     preload()
-    daemon.manager()
+    daemon.manager()  # type: ignore[no-untyped-call]

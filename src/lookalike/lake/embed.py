@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,9 +16,7 @@ from lookalike.lake.session import translated
 from lookalike.lake.tables import Tables
 
 _BATCH = 64
-_ENCODED: Final = (
-    "sha256 string, encoder string, vector array<float>, reason string, detail string"
-)
+_ENCODED: Final = "sha256 string, encoder string, vector array<float>, reason string, detail string"
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,7 @@ class Embedded:
     rejected: int
 
 
-def embed(
-    tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
-) -> Embedded:
+def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int) -> Embedded:
     """Add the vectors that the encoder's part of the embeddings table does not have.
 
     Args:
@@ -43,11 +39,7 @@ def embed(
         items_version: version of the items table.
     """
     wanted = tables.read("items", items_version).select("sha256").distinct()
-    known = (
-        tables.read("embeddings")
-        .where(F.col("encoder") == fingerprint)
-        .select("sha256")
-    )
+    known = tables.read("embeddings").where(F.col("encoder") == fingerprint).select("sha256")
     missing = wanted.join(known, "sha256", "left_anti")
     seen, new = wanted.count(), missing.count()
     if new == 0:
@@ -58,9 +50,7 @@ def embed(
         .select("sha256", "bytes")
         .join(missing, "sha256")
         .repartition(tasks, "sha256")
-        .mapInArrow(
-            lambda batches: _encoded(batches, encoder_uri, fingerprint), _ENCODED
-        )
+        .mapInArrow(lambda batches: _encoded(batches, encoder_uri, fingerprint), _ENCODED)
         .persist(StorageLevel.DISK_ONLY)
     )
     try:
@@ -85,7 +75,7 @@ def _add_rejects(tables: Tables, rejected: Any, items_version: int) -> None:
 
 
 def _encoded(
-    batches: Iterator[pa.RecordBatch], uri: str, fingerprint: str
+    batches: Iterable[pa.RecordBatch], uri: str, fingerprint: str
 ) -> Iterator[pa.RecordBatch]:
     encoder = Encoder.open(uri)
     for batch in batches:
@@ -113,7 +103,9 @@ def _encoded(
 def _one_by_one(
     encoder: Encoder, images: list[bytes]
 ) -> tuple[list[Any], list[str | None], list[str | None]]:
-    vectors, reasons, details = [], [], []
+    vectors: list[Any] = []
+    reasons: list[str | None] = []
+    details: list[str | None] = []
     for image in images:
         try:
             vectors.append(encoder.encode([image])[0])

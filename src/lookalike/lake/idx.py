@@ -7,7 +7,9 @@ dimension, then the bytes.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
+from pathlib import Path
 
 import numpy as np
 
@@ -33,24 +35,14 @@ def parse(data: bytes, kind: int, name: str) -> np.ndarray:
         DataError: truncated, not an IDX file, or one of the other kind.
     """
     data = _unpacked(data, name)
-    if len(data) < 4:
-        raise DataError(f"{name} has {len(data)} bytes", allowed=_NAMES[kind])
-    magic = int.from_bytes(data[:4], "big")
-    if magic != kind:
-        found = _NAMES.get(magic)
-        raise DataError(
-            f"{name} is {found or f'no IDX file: it begins with 0x{magic:08x}'}",
-            allowed=f"{_NAMES[kind]} (0x{kind:08x})",
-            remedy="Check data.*.images and data.*.labels: are they swapped?"
-            if found
-            else "Name the IDX file, gzipped or not",
-        )
+    _check_magic(data, kind, name)
     dimensions = 3 if kind == IMAGES else 1
     header = 4 + 4 * dimensions
-    shape = tuple(int(n) for n in np.frombuffer(data[4:header], ">i4"))
-    if len(shape) < dimensions or len(data) - header != int(np.prod(shape)):
+    shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, header, 4))
+    if len(data) - header != math.prod(shape):
         raise DataError(
-            f"{name} says {' x '.join(map(str, shape))} bytes and has {len(data) - header:,}",
+            f"{name} says {' x '.join(map(str, shape))} bytes and has "
+            f"{max(0, len(data) - header):,}",
             remedy="The file is cut off or damaged: fetch it again",
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
@@ -71,13 +63,55 @@ def parse_pair(
         parse(images, IMAGES, images_name),
         parse(labels, LABELS, labels_name),
     )
-    if len(pixels) != len(numbers):
+    check_counts(len(pixels), len(numbers), images_name, labels_name)
+    return pixels, numbers
+
+
+def peek(path: Path, kind: int) -> int:
+    """How many images or labels a local file says it has, from its first bytes.
+
+    Raises:
+        DataError: unreadable, not an IDX file, or one of the other kind.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == _MAGIC_GZIP
+            file.seek(0)
+            head = (gzip.GzipFile(fileobj=file) if packed else file).read(8)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{images_name} has {len(pixels):,} images and {labels_name} has {len(numbers):,} "
-            "labels",
+            f"{path} cannot be read ({error})", remedy="Check the paths under `data` in the recipe"
+        ) from error
+    _check_magic(head, kind, str(path))
+    return int.from_bytes(head[4:8], "big")
+
+
+def _check_magic(data: bytes, kind: int, name: str) -> None:
+    if len(data) < 4:
+        raise DataError(f"{name} has {len(data)} bytes", allowed=_NAMES[kind])
+    magic = int.from_bytes(data[:4], "big")
+    if magic != kind:
+        found = _NAMES.get(magic)
+        raise DataError(
+            f"{name} is {found or f'no IDX file: it begins with 0x{magic:08x}'}",
+            allowed=f"{_NAMES[kind]} (0x{kind:08x})",
+            remedy="Check data.*.images and data.*.labels: are they swapped?"
+            if found
+            else "Name the IDX file, gzipped or not",
+        )
+
+
+def check_counts(images: int, labels: int, images_name: str, labels_name: str) -> None:
+    """Refuse images and labels that do not belong together.
+
+    Raises:
+        DataError: their counts differ.
+    """
+    if images != labels:
+        raise DataError(
+            f"{images_name} has {images:,} images and {labels_name} has {labels:,} labels",
             remedy="Name the label file that belongs to the images",
         )
-    return pixels, numbers
 
 
 def _unpacked(data: bytes, name: str) -> bytes:

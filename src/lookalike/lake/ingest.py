@@ -6,7 +6,7 @@ read. It is written when all else is, so a load killed anywhere is finished by t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -74,14 +74,10 @@ def load(tables: Tables, source: Source, rules: Rules) -> Loaded:
 def _commit(tables: Tables, rows: DataFrame, rules: Rules) -> Loaded:
     used = rows.where("reason IS NULL")
     rejected = rows.where("reason IS NOT NULL")
-    counts = rows.select(
-        F.count("*").alias("seen"), F.count("reason").alias("rejected")
-    ).first()
+    counts = rows.select(F.count("*").alias("seen"), F.count("reason").alias("rejected")).first()
     seen, bad = counts["seen"], counts["rejected"]  # type: ignore[index]
     if bad > rules.max_reject_share * seen:
-        commonest = (
-            rejected.groupBy("reason").count().orderBy("count", ascending=False).first()
-        )
+        commonest = rejected.groupBy("reason").count().orderBy("count", ascending=False).first()
         example = rejected.where(F.col("reason") == commonest["reason"]).first()  # type: ignore[index]
         raise DataError(
             f"{bad:,} of {seen:,} items cannot be used, most of them for "
@@ -163,9 +159,7 @@ def _comparable(column: str) -> Column:
     return F.col(column)
 
 
-def _examined(
-    batches: Iterator[pa.RecordBatch], phash: bool
-) -> Iterator[pa.RecordBatch]:
+def _examined(batches: Iterable[pa.RecordBatch], phash: bool) -> Iterator[pa.RecordBatch]:
     schema = staged_schema()
     for extra in (
         ("sha256", pa.string()),

@@ -117,9 +117,7 @@ def _java_fits() -> bool:
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else "java"
     try:
-        said = subprocess.run(
-            [java, "-version"], capture_output=True, text=True, check=True
-        ).stderr
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
     except (OSError, subprocess.CalledProcessError):
         return False
     found = re.search(r'version "(?:1\.)?(\d+)', said)

@@ -40,9 +40,7 @@ PACKS: Final = pa.schema(
         pa.field(PIXELS, pa.binary(), nullable=False),
     ]
 )
-_WRITTEN: Final = (
-    "split string, block long, items long, path string, size long, sha256 string"
-)
+_WRITTEN: Final = "split string, block long, items long, path string, size long, sha256 string"
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,14 @@ def write(
         ConfigError: the batch asks for more classes than there are.
     """
     keys = _keys(tables, versions)
-    rows = (
-        keys.where(F.col("label").isNotNull())
-        .groupBy("split", "label")
-        .count()
-        .collect()
-    )
+    rows = keys.where(F.col("label").isNotNull()).groupBy("split", "label").count().collect()
     counts = {split: {r["label"]: r["count"] for r in rows if r["split"] == split}
               for split in (TRAIN, VALIDATION)}  # fmt: skip
     classes = sorted(counts[TRAIN])
     sizes = np.array([counts[TRAIN][label] for label in classes], dtype=np.int64)
     planning.check_classes(sizes, recipe.batch)
-    blocks = planning.block_count(
-        int(sizes.sum()), recipe.preprocessing.item_bytes, recipe.batch
-    )
-    placed = _train_blocks(
-        keys, classes, planning.lay_out(sizes, blocks, recipe.batch.images)
-    )
+    blocks = planning.block_count(int(sizes.sum()), recipe.preprocessing.item_bytes, recipe.batch)
+    placed = _train_blocks(keys, classes, planning.lay_out(sizes, blocks, recipe.batch.images))
     placed = placed.unionByName(_validation_blocks(keys, classes, recipe))
     known = sum(n for label, n in counts[VALIDATION].items() if label in counts[TRAIN])
     uri = artifacts.join(files, "snapshots", artifacts.new_name())
@@ -109,9 +98,7 @@ def write(
         },
         "blocks": {
             split: [
-                {"path": w["path"], "items": w["items"]}
-                for w in written
-                if w["split"] == split
+                {"path": w["path"], "items": w["items"]} for w in written if w["split"] == split
             ]
             for split in (TRAIN, VALIDATION)
         },
@@ -121,9 +108,7 @@ def write(
         + sum(counts[VALIDATION].values())
         - min(known, recipe.validation_items),
     }
-    entries = tuple(
-        artifacts.FileEntry(w["path"], w["size"], w["sha256"]) for w in written
-    )
+    entries = tuple(artifacts.FileEntry(w["path"], w["size"], w["sha256"]) for w in written)
     return artifacts.seal(uri, KIND, meta, entries)
 
 
@@ -140,15 +125,10 @@ def _positions(items: DataFrame, *by: str) -> DataFrame:
     return items.withColumn("position", F.row_number().over(window) - 1)
 
 
-def _train_blocks(
-    keys: DataFrame, classes: list[str], layout: planning.Layout
-) -> DataFrame:
+def _train_blocks(keys: DataFrame, classes: list[str], layout: planning.Layout) -> DataFrame:
     spark = keys.sparkSession
     table = spark.createDataFrame(
-        [
-            (c, i, int(layout.start[i]), int(layout.width[i]))
-            for i, c in enumerate(classes)
-        ],
+        [(c, i, int(layout.start[i]), int(layout.width[i])) for i, c in enumerate(classes)],
         "label string, class_id int, start long, width long",
     )
     block = (F.col("start") + F.col("position") % F.col("width")) % layout.blocks
@@ -162,9 +142,7 @@ def _train_blocks(
     )
 
 
-def _validation_blocks(
-    keys: DataFrame, classes: list[str], recipe: Recipe
-) -> DataFrame:
+def _validation_blocks(keys: DataFrame, classes: list[str], recipe: Recipe) -> DataFrame:
     spark = keys.sparkSession
     table = spark.createDataFrame(
         [(c, i) for i, c in enumerate(classes)], "label string, class_id int"

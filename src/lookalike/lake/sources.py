@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -25,7 +25,10 @@ STAGED: Final = (
 """What a source gives: items with their original bytes; `reason` where one cannot be used."""
 
 _CHUNK_IMAGES = 500
-_CHUNK: Final = "split string, source string, source_version string, start long, pixels binary, height int, width int, labels binary"
+_CHUNK: Final = (
+    "split string, source string, source_version string, start long, pixels binary, height int, "
+    "width int, labels binary"
+)
 
 
 class Source(Protocol):
@@ -46,9 +49,7 @@ class IdxSource:
     def changed(self, items: DataFrame) -> DataFrame | None:
         known = {
             (row["source"], row["source_version"])
-            for row in items.select("source", "source_version")
-            .distinct()
-            .toLocalIterator()
+            for row in items.select("source", "source_version").distinct().toLocalIterator()
         }
         parts = []
         for split, files in (("train", self.data.train), ("test", self.data.test)):
@@ -82,9 +83,7 @@ class IdxSource:
         both = (
             self._file(files.images)
             .select(F.col("content").alias("images"))
-            .crossJoin(
-                self._file(files.labels).select(F.col("content").alias("labels"))
-            )
+            .crossJoin(self._file(files.labels).select(F.col("content").alias("labels")))
             .withColumn("split", F.lit(split))
             .withColumn("source_version", F.lit(version))
         )
@@ -99,13 +98,11 @@ def _missing(path: str) -> DataError:
 
 
 def _split_up(
-    batches: Iterator[pa.RecordBatch], images_name: str, labels_name: str
+    batches: Iterable[pa.RecordBatch], images_name: str, labels_name: str
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for row in batch.to_pylist():
-            pixels, labels = idx.parse_pair(
-                row["images"], row["labels"], images_name, labels_name
-            )
+            pixels, labels = idx.parse_pair(row["images"], row["labels"], images_name, labels_name)
             for start in range(0, len(pixels), _CHUNK_IMAGES):
                 stop = start + _CHUNK_IMAGES
                 yield pa.RecordBatch.from_pylist(
@@ -147,10 +144,7 @@ def staged_schema() -> pa.Schema:
         [
             *((name, pa.string()) for name in strings),
             ("attributes", pa.map_(pa.string(), pa.string())),
-            *(
-                (name, pa.string())
-                for name in ("source", "source_version", "split", "media")
-            ),
+            *((name, pa.string()) for name in ("source", "source_version", "split", "media")),
             ("bytes", pa.binary()),
             ("reason", pa.string()),
             ("detail", pa.string()),
@@ -159,7 +153,7 @@ def staged_schema() -> pa.Schema:
 
 
 def _rows(
-    batches: Iterator[pa.RecordBatch], names: tuple[str, ...] | None
+    batches: Iterable[pa.RecordBatch], names: tuple[str, ...] | None
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for chunk in batch.to_pylist():
@@ -182,9 +176,7 @@ def _row(
     label: int,
     names: tuple[str, ...] | None,
 ) -> dict[str, object]:
-    named = (
-        str(label) if names is None else names[label] if label < len(names) else None
-    )
+    named = str(label) if names is None else names[label] if label < len(names) else None
     return {
         "item_id": f"{chunk['split']}-{number:06d}",
         "label": named,

@@ -33,14 +33,10 @@ def record_batches(
         selector = pa.fs.FileSelector(path, recursive=True)
         # Spark numbers its files in the order of the partitions.
         names = sorted(
-            info.path
-            for info in inner.get_file_info(selector)
-            if info.path.endswith(".parquet")
+            info.path for info in inner.get_file_info(selector) if info.path.endswith(".parquet")
         )
         dataset = pa.dataset.dataset(names, format="parquet", filesystem=inner)
-        yield dataset.to_batches(
-            batch_size=batch_rows, batch_readahead=2, fragment_readahead=1
-        )
+        yield dataset.to_batches(batch_size=batch_rows, batch_readahead=2, fragment_readahead=1)
     finally:
         if inner.get_file_info(path).type != pa.fs.FileType.NotFound:
             inner.delete_dir(path)

@@ -86,9 +86,7 @@ class Tables:
         """
         query = f"SELECT * FROM {self.name(table)}"
         try:
-            return self.spark.sql(
-                query if version is None else f"{query} VERSION AS OF {version}"
-            )
+            return self.spark.sql(query if version is None else f"{query} VERSION AS OF {version}")
         except AnalysisException as error:
             raise DataError(
                 f"the table {self.name(table)} cannot be read ({str(error).splitlines()[0]})",

@@ -88,9 +88,7 @@ class Snapshot:
                 pixels.append(_images(pack[PIXELS], self.preprocessing))
                 classes.append(np.full(pack[COUNT], pack[CLASS_ID], np.int32))
         if not pixels:
-            return np.empty((0, *self.preprocessing.shape), np.uint8), np.empty(
-                0, np.int32
-            )
+            return np.empty((0, *self.preprocessing.shape), np.uint8), np.empty(0, np.int32)
         return np.concatenate(pixels), np.concatenate(classes)
 
 
@@ -146,9 +144,7 @@ def epoch_batches(snapshot: Snapshot, shard: Shard, epoch: int) -> Iterator[Batc
             taken += 1
         if taken == before and repeating:
             planning.check_classes(pool.left(), shard.batch)  # says what is missing
-            raise AssertionError(
-                "a whole shard gave no batch, with enough classes left"
-            )
+            raise AssertionError("a whole shard gave no batch, with enough classes left")
         repeating = True
 
 
@@ -161,9 +157,7 @@ class _Pool:
         self._random = np.random.default_rng([shard.seed, epoch, shard.rank])
         classes = len(snapshot.classes)
         # (pixels, id, repeated) of each image; a view each, the pixels stay where they were read.
-        self._images: list[list[tuple[np.ndarray, str, bool]]] = [
-            [] for _ in range(classes)
-        ]
+        self._images: list[list[tuple[np.ndarray, str, bool]]] = [[] for _ in range(classes)]
         self._small = snapshot.counts < shard.batch.images
         self.items = 0
 
@@ -171,17 +165,14 @@ class _Pool:
         pixels = _images(pack[PIXELS], self._preprocessing)
         ids = json.loads(pack[ITEM_IDS]) if ITEM_IDS in pack else [""] * len(pixels)
         self._images[pack[CLASS_ID]].extend(
-            (image, item_id, repeating)
-            for image, item_id in zip(pixels, ids, strict=True)
+            (image, item_id, repeating) for image, item_id in zip(pixels, ids, strict=True)
         )
         self.items += len(pixels)
 
     def left(self) -> np.ndarray:
         """Groups of K left of each class; a class that has fewer than K in all counts as one."""
         sizes = np.array([len(images) for images in self._images], dtype=np.int64)
-        return np.where(self._small, sizes > 0, sizes // self._batch.images).astype(
-            np.int64
-        )
+        return np.where(self._small, sizes > 0, sizes // self._batch.images).astype(np.int64)
 
     def can_draw(self) -> bool:
         return int((self.left() > 0).sum()) >= self._batch.classes
@@ -237,9 +228,7 @@ def _packs(uris: list[str], with_ids: bool) -> Iterator[dict[str, Any]]:
             num_epochs=1,
         ) as reader:
             for rows in reader:
-                for values in zip(
-                    *(getattr(rows, name) for name in columns), strict=True
-                ):
+                for values in zip(*(getattr(rows, name) for name in columns), strict=True):
                     yield dict(zip(columns, values, strict=True))
 
 

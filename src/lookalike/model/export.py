@@ -29,9 +29,7 @@ def to_onnx(network: tf.keras.Model, preprocessing: Preprocessing) -> bytes:
         return {OUTPUT: network(pixels, training=False)}
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    graph, _ = tf2onnx.convert.from_function(
-        encode, input_signature=signature, opset=OPSET
-    )
+    graph, _ = tf2onnx.convert.from_function(encode, input_signature=signature, opset=OPSET)
     model: bytes = graph.SerializeToString()
     _check(model, network, preprocessing)
     return model
@@ -40,9 +38,7 @@ def to_onnx(network: tf.keras.Model, preprocessing: Preprocessing) -> bytes:
 def _check(model: bytes, network: tf.keras.Model, preprocessing: Preprocessing) -> None:
     import onnxruntime
 
-    pixels = np.random.default_rng(0).integers(
-        256, size=(8, *preprocessing.shape), dtype=np.uint8
-    )
+    pixels = np.random.default_rng(0).integers(256, size=(8, *preprocessing.shape), dtype=np.uint8)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (found,) = session.run([OUTPUT], {INPUT: pixels})
     expected = network(pixels, training=False).numpy()

@@ -54,13 +54,17 @@ def set_threads(threads: int, local_rank: int = 0) -> None:
         tf.config.experimental.set_memory_growth(own, True)
 
 
+def _nobody(*_: object) -> None:
+    """Who is told where nobody asks."""
+
+
 def fit(
     snapshot: Snapshot,
     train: Train,
     seed: int,
     ranks: Ranks,
-    on_step: Callable[[int, int], None] = lambda step, steps: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[int, int], None] = _nobody,
+    on_epoch: Callable[[Epoch], None] = _nobody,
 ) -> Fitted:
     """Train a network on a snapshot.
 
@@ -121,14 +125,9 @@ def fit(
 def encode(network: tf.keras.Model, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
     """Vectors of images: uint8 (n, size, size, channels) to float32 (n, dim)."""
     parts = [
-        network(pixels[i : i + batch], training=False).numpy()
-        for i in range(0, len(pixels), batch)
+        network(pixels[i : i + batch], training=False).numpy() for i in range(0, len(pixels), batch)
     ]
-    return (
-        np.concatenate(parts)
-        if parts
-        else np.empty((0, network.output_shape[1]), np.float32)
-    )
+    return np.concatenate(parts) if parts else np.empty((0, network.output_shape[1]), np.float32)
 
 
 def _optimizer(train: Train, steps: int) -> tf.keras.optimizers.Optimizer:
@@ -197,9 +196,7 @@ def _changed(images: tf.Tensor, augment: Augment, number: tf.Tensor) -> tf.Tenso
     if augment.shift:
         room = augment.shift
         # Edge rows and columns are repeated, not blackened: catalogues have white grounds too.
-        padded = tf.pad(
-            images, [[0, 0], [room, room], [room, room], [0, 0]], "SYMMETRIC"
-        )
+        padded = tf.pad(images, [[0, 0], [room, room], [room, room], [0, 0]], "SYMMETRIC")
         offsets = tf.random.stateless_uniform(
             (count, 2), [number, 1], maxval=2 * room + 1, dtype=tf.int32
         )

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import SparkSession
-
 from lookalike import errors
 from lookalike.config import Train
 from lookalike.errors import LookalikeError
@@ -65,13 +63,12 @@ class Trained:
     steps: int
 
 
-def train(
-    spark: SparkSession, job: Job, on_step: Callable[[int, int], None], log: Path
-) -> Trained:
-    """Train on `job.train.ranks` ranks, each in a Spark task of its own, and commit the encoder.
+def train(job: Job, on_step: Callable[[int, int], None], log: Path) -> Trained:
+    """Train on `job.train.ranks` ranks and commit the encoder.
+
+    Each rank is a Spark task of the active session, which needs as many slots.
 
     Args:
-        spark: a session with at least as many slots as ranks.
         job: what to do.
         on_step: told the steps done and the steps in all.
         log: file for what the ranks print.
@@ -139,9 +136,7 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
         preprocessing=snapshot.preprocessing,
         metric="cosine",
         dim=job.train.embedding_size,
-        calibration=calibrate(
-            fitted.validation_vectors, fitted.validation_classes, job.seed
-        ),
+        calibration=calibrate(fitted.validation_vectors, fitted.validation_classes, job.seed),
     )
     scores = {name: getattr(fitted.scores, name) for name in fitted.scores.METRICS}
     committed = encoder.commit(

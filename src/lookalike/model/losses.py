@@ -19,7 +19,7 @@ if "tensorflow_similarity" not in sys.modules:
         ModuleType("tensorflow_similarity.visualization"),
     )
 
-from tensorflow_similarity.losses import MultiSimilarityLoss  # noqa: E402
+from tensorflow_similarity.losses import MultiSimilarityLoss
 
 BatchLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

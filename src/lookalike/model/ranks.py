@@ -48,11 +48,7 @@ class Ranks:
 
     def mean(self, value: tf.Tensor) -> tf.Tensor:
         """A value averaged over ranks."""
-        return (
-            value
-            if self.size == 1
-            else self.horovod.allreduce(value, op=self.horovod.Average)
-        )
+        return value if self.size == 1 else self.horovod.allreduce(value, op=self.horovod.Average)
 
     def share(self, variables: Sequence[tf.Variable]) -> None:
         """Give all ranks rank 0's values."""

@@ -133,9 +133,7 @@ def _expression(key: str, spec: Range) -> Any:
     raise AssertionError(spec)
 
 
-def _run_trial(
-    snapshot: str, train: Train, values: dict[str, Any], seed: int
-) -> dict[str, Any]:
+def _run_trial(snapshot: str, train: Train, values: dict[str, Any], seed: int) -> dict[str, Any]:
     from lookalike.model import fit as training
     from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks

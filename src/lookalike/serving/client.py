@@ -38,9 +38,7 @@ class Endpoint:
         retries: of a request that is answered 429 or 503, with backoff.
     """
 
-    def __init__(
-        self, url: str, token: str | None = None, timeout: float = 30, retries: int = 3
-    ):
+    def __init__(self, url: str, token: str | None = None, timeout: float = 30, retries: int = 3):
         self._url = url.rstrip("/")
         if not self._url.endswith("/invocations"):
             self._url += "/invocations"

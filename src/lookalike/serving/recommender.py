@@ -13,9 +13,9 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
-from lookalike.index import search as searching
 from lookalike.errors import DataError, LookalikeError
 from lookalike.index import Neighbour
+from lookalike.index import search as searching
 from lookalike.metrics import unit
 from lookalike.serving.release import DEFAULT_K, KIND, Release
 
@@ -52,7 +52,7 @@ class Recommender(PythonModel):
 
     def predict(
         self,
-        context: Any,
+        context: Any,  # noqa: ARG002  MLflow's signature
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
@@ -62,29 +62,19 @@ class Recommender(PythonModel):
                 f"the request has {len(model_input):,} rows. Allowed: at most {MAX_ROWS:,}."
             )
         records = model_input.to_dict("records")
-        rows = [
-            row
-            for i, record in enumerate(records)
-            for row in self._answer(i, record, k)
-        ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        rows = [row for i, record in enumerate(records) for row in self._answer(i, record, k)]
+        # As objects, what is missing stays None: JSON has no NaN.
+        return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
-    def _answer(
-        self, number: int, record: Mapping[Any, Any], k: int
-    ) -> list[dict[str, Any]]:
+    def _answer(self, number: int, record: Mapping[Any, Any], k: int) -> list[dict[str, Any]]:
         query = record.get("key")
         query = number if _missing(query) else query
         try:
             neighbours = self._neighbours(record, k)
         except LookalikeError as error:
-            return [
-                dict.fromkeys(COLUMNS)
-                | {"query": query, "rank": 0, "error": str(error)}
-            ]
+            return [dict.fromkeys(COLUMNS) | {"query": query, "rank": 0, "error": str(error)}]
         distances = np.array([n.distance for n in neighbours])
-        similarities = self._release.encoder.specification.calibration.similarity(
-            distances
-        )
+        similarities = self._release.encoder.specification.calibration.similarity(distances)
         return [
             {
                 "query": query,
@@ -123,9 +113,7 @@ class Recommender(PythonModel):
 def _k(params: Mapping[str, Any]) -> int:
     k = int(params.get("k", DEFAULT_K))
     if not 1 <= k <= MAX_K:
-        raise MlflowException.invalid_parameter_value(
-            f"k = {k}. Allowed: 1 to {MAX_K:,}."
-        )
+        raise MlflowException.invalid_parameter_value(f"k = {k}. Allowed: 1 to {MAX_K:,}.")
     return k
 
 
@@ -139,9 +127,7 @@ def _image(value: Any) -> bytes:
         if len(value) > MAX_IMAGE_BYTES * 4 // 3 + 100:
             raise _too_many_bytes(len(value) * 3 // 4)
         try:
-            value = base64.b64decode(
-                value.partition("base64,")[2] or value, validate=True
-            )
+            value = base64.b64decode(value.partition("base64,")[2] or value, validate=True)
         except (binascii.Error, ValueError):
             raise DataError(
                 "the image is a string that is not base64",
@@ -158,18 +144,14 @@ def _image(value: Any) -> bytes:
 
 
 def _too_many_bytes(found: int) -> DataError:
-    return DataError(
-        f"the image has {found:,} bytes", allowed=f"at most {MAX_IMAGE_BYTES:,}"
-    )
+    return DataError(f"the image has {found:,} bytes", allowed=f"at most {MAX_IMAGE_BYTES:,}")
 
 
 def _vector(value: Any, dim: int) -> np.ndarray:
     try:
         vector = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):
-        raise DataError(
-            "the vector is no list of numbers", allowed=f"{dim} numbers"
-        ) from None
+        raise DataError("the vector is no list of numbers", allowed=f"{dim} numbers") from None
     if vector.shape != (dim,) or not np.isfinite(vector).all():
         raise DataError(
             f"the vector has shape {vector.shape} or holds NaN or infinity",

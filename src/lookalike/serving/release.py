@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,7 +12,8 @@ from typing import Any, Final
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
 
 from lookalike import artifacts, encoder
 from lookalike.encoder import Encoder
@@ -135,6 +137,8 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
         The registered version's number.
     """
     _connect(run.tracking)
+    # MLflow would take the lock file of whatever folder this runs in for the model's.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     with artifacts.workbench() as workbench, mlflow.start_run(run_id=run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
@@ -142,9 +146,7 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
             artifacts={KIND: str(folder)},
             code_paths=[str(_code(workbench))],
             signature=_signature(),
-            pip_requirements=[
-                f"{package}=={version(package)}" for package in REQUIREMENTS
-            ],
+            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
         )
     registered = mlflow.register_model(logged.model_uri, name, tags=tags)
     return int(registered.version)
@@ -214,10 +216,7 @@ def _code(folder: Path) -> Path:
 
 def _signature() -> ModelSignature:
     # Wide on purpose: MLflow's own refusals echo the request, ours do not.
-    columns = [
-        ColSpec(AnyType(), name, required=False)
-        for name in ("image", "item_id", "vector")
-    ]
+    columns = [ColSpec(AnyType(), name, required=False) for name in ("image", "item_id", "vector")]
     return ModelSignature(
         inputs=Schema([*columns, ColSpec(AnyType(), "key", required=False)]),
         outputs=Schema(

@@ -36,6 +36,10 @@ class Result(BaseModel):
         raise NotImplementedError
 
 
+def _nobody(*_: object) -> None:
+    """Who is told of progress where nobody asks."""
+
+
 class Context:
     """A recipe at work. As a context manager it closes what it opened.
 
@@ -48,7 +52,7 @@ class Context:
     def __init__(
         self,
         config: Config,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int, int], None] = _nobody,
         log: Path | None = None,
     ):
         self.config = config
@@ -87,9 +91,7 @@ class Context:
 
     @cached_property
     def tracking(self) -> Tracking:
-        return Tracking.of(
-            self.files, self.config.name, self.config.mlflow.tracking_uri
-        )
+        return Tracking.of(self.files, self.config.name, self.config.mlflow.tracking_uri)
 
     @cached_property
     def files(self) -> str:

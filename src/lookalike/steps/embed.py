@@ -37,9 +37,7 @@ def run(context: Context) -> EmbeddedCatalogue:
     inputs = {"encoder": trained["fingerprint"], "items_version": items_version}
     if last := ledger.find(STEP, inputs):
         return EmbeddedCatalogue(**last.outputs | {"unchanged": True})
-    counts = embed(
-        context.tables, trained["uri"], trained["fingerprint"], items_version
-    )
+    counts = embed(context.tables, trained["uri"], trained["fingerprint"], items_version)
     result = EmbeddedCatalogue(
         fingerprint=trained["fingerprint"],
         items_version=items_version,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -88,9 +88,7 @@ def run(context: Context) -> Evaluated:
         "versions": versions,
         "evaluate": config.evaluate.model_dump(),
     }
-    if (last := ledger.find(STEP, inputs)) and artifacts.exists(
-        last.outputs["report"], REPORT
-    ):
+    if (last := ledger.find(STEP, inputs)) and artifacts.exists(last.outputs["report"], REPORT):
         return Evaluated(**last.outputs | {"unchanged": True})
     encoder = Encoder.open(trained["uri"])
     sample = _sample(context, encoder, versions)
@@ -110,9 +108,7 @@ def run(context: Context) -> Evaluated:
                 indent=1,
             )
         )
-        committed = artifacts.commit(
-            context.reports, REPORT, folder, {"inputs": inputs}
-        )
+        committed = artifacts.commit(context.reports, REPORT, folder, {"inputs": inputs})
     result = Evaluated(
         encoder=indexed["encoder"],
         index=indexed["version"],
@@ -145,18 +141,15 @@ def _sample(context: Context, encoder: Encoder, versions: dict[str, int]) -> Sam
             "no labelled item has a vector",
             remedy="Give labels, then run `lookalike embed`",
         )
-    vectors = (
-        table["vector"]
-        .combine_chunks()
-        .flatten()
-        .to_numpy()
-        .reshape(table.num_rows, -1)
-    )
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
     pixels = np.stack([np.frombuffer(p.as_py(), np.uint8) for p in table["pixels"]])
-    strings = (
-        np.array(table[name].to_pylist()) for name in ("item_id", "label", "split")
+    sample = Sample(
+        item_ids=np.array(table["item_id"].to_pylist()),
+        labels=np.array(table["label"].to_pylist()),
+        splits=np.array(table["split"].to_pylist()),
+        vectors=vectors,
+        pixels=pixels,
     )
-    sample = Sample(*strings, vectors, pixels)
     if not sample.test.any() or sample.test.all():
         raise DataError(
             f"of {table.num_rows:,} labelled items {int(sample.test.sum()):,} are test items",
@@ -173,17 +166,13 @@ def _figures(sample: Sample, index: Index) -> dict[str, dict[str, Scores]]:
     return {
         "A": {
             **{
-                what: metrics.exact_scores(
-                    x[test], labels[test], x[~test], labels[~test]
-                )
+                what: metrics.exact_scores(x[test], labels[test], x[~test], labels[~test])
                 for what, x in spaces.items()
             },
             "index": _index_scores(sample, index),
         },
         "B": {
-            what: metrics.exact_scores(
-                x[test], labels[test], x[test], labels[test], everyone
-            )
+            what: metrics.exact_scores(x[test], labels[test], x[test], labels[test], everyone)
             for what, x in spaces.items()
         },
     }
@@ -194,9 +183,7 @@ def _index_scores(sample: Sample, index: Index) -> Scores:
     among = _gallery_rows(sample, index)
     depth = metrics.ranking_depth(labels[test], labels[~test])
     _, rows = index.search_rows(metrics.unit(sample.vectors[test]), depth, among)
-    own = np.array(
-        index.labels.to_pylist() + [None], dtype=object
-    )  # row -1: none found
+    own = np.array([*index.labels.to_pylist(), None], dtype=object)  # row -1: none found
     return metrics.scores(
         iter([own[rows]]),
         labels[test].astype(object),
@@ -215,7 +202,7 @@ def _top(sample: Sample, index: Index) -> tuple[np.ndarray, np.ndarray]:
     parts = [best for _, best, _ in metrics.nearest(queries, gallery, _RECALL_AT)]
     exact = gallery_ids[np.concatenate(parts)]
     _, rows = index.search_rows(queries, _RECALL_AT, _gallery_rows(sample, index))
-    ids = np.array(index.item_ids.to_pylist() + [""])
+    ids = np.array([*index.item_ids.to_pylist(), ""])
     return exact, ids[rows]
 
 
@@ -231,9 +218,7 @@ def _means(scores: Scores) -> dict[str, float]:
 def _draw(context: Context, sample: Sample, folder: Path, items_version: int) -> None:
     from lookalike.lake import catalogue
 
-    rows = report.chosen_queries(
-        sample.labels, sample.test, context.config.evaluate.pictured
-    )
+    rows = report.chosen_queries(sample.labels, sample.test, context.config.evaluate.pictured)
     gallery = np.flatnonzero(~sample.test)
     columns: dict[str, np.ndarray] = {}
     for what, x in (("lookalike", sample.vectors), ("raw pixels", sample.pixels)):
@@ -241,13 +226,9 @@ def _draw(context: Context, sample: Sample, folder: Path, items_version: int) ->
         (found,) = metrics.nearest(*units, report.NEIGHBOURS)
         columns[what] = gallery[found[1]]
     shown = np.unique(np.concatenate([rows, *(c.ravel() for c in columns.values())]))
-    files = catalogue.originals(
-        context.tables, sample.item_ids[shown].tolist(), items_version
-    )
+    files = catalogue.originals(context.tables, sample.item_ids[shown].tolist(), items_version)
     pictures = {int(row): files[sample.item_ids[row]] for row in shown}
-    report.draw_neighbours(
-        rows, columns, pictures, sample.labels, folder / "neighbours.png"
-    )
+    report.draw_neighbours(rows, columns, pictures, sample.labels, folder / "neighbours.png")
     (folder / "queries").mkdir()
     for row in rows:
         data = pictures[int(row)]
@@ -261,15 +242,11 @@ def _log(context: Context, result: Evaluated) -> None:
     run = Run(context.tracking, result.run_id)
     for protocol, measured in result.figures.items():
         for what, values in measured.items():
-            run.metrics(
-                {f"test_{protocol}/{what}/{name}": v for name, v in values.items()}
-            )
+            run.metrics({f"test_{protocol}/{what}/{name}": v for name, v in values.items()})
     for what, classes in result.by_class.items():
         for number, values in enumerate(classes.values()):
             # Class names may hold what MLflow's metric names may not.
-            run.metrics(
-                {f"test_A_class_{number}/{what}/{n}": v for n, v in values.items()}
-            )
+            run.metrics({f"test_A_class_{number}/{what}/{n}": v for n, v in values.items()})
     run.metrics({"index_recall_at_10": result.index_recall})
     run.tags(
         {

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lookalike import artifacts, planning
+from lookalike.config import Config
+from lookalike.lake import idx
 from lookalike.steps.context import Context, Result
 
 if TYPE_CHECKING:
@@ -37,7 +42,13 @@ class Ingested(Result):
 
 
 def run(context: Context) -> Ingested:
-    """Load what is new or changed in the source, and commit the tables' versions."""
+    """Load what is new or changed in the source, and commit the tables' versions.
+
+    Raises:
+        DataError: the source is missing or damaged; nothing is committed.
+        ConfigError: the batch asks for more than the source holds.
+    """
+    preflight(context.config)
     from lookalike.lake import ingest
     from lookalike.lake.sources import IdxSource
 
@@ -66,6 +77,27 @@ def run(context: Context) -> Ingested:
     )
     context.ledger.commit(STEP, versions, result.model_dump(), config.recorded())
     return result
+
+
+def preflight(config: Config) -> None:
+    """Refuse in a moment, before Spark starts, what local files already show to be impossible.
+
+    Raises:
+        DataError: a file is missing, is no IDX file or one of the other kind, or counts differ.
+        ConfigError: the batch asks for more classes or images than the training labels have.
+    """
+    for files in (config.data.train, config.data.test):
+        images, labels = artifacts.local_path(files.images), artifacts.local_path(files.labels)
+        if images is not None and labels is not None:
+            counts = idx.peek(images, idx.IMAGES), idx.peek(labels, idx.LABELS)
+            idx.check_counts(*counts, files.images, files.labels)
+    name = config.data.train.labels
+    if (path := artifacts.local_path(name)) is not None:
+        sizes = np.bincount(idx.parse(path.read_bytes(), idx.LABELS, name))
+        planning.check_classes(sizes[sizes > 0], config.train.batch)
+        # Validation is cut by hash, so its share is met only about.
+        left = int(sizes.sum() * (1 - config.data.validation_share))
+        planning.steps_per_epoch(left, config.train.ranks, config.train.batch)
 
 
 def _check(loaded: Loaded) -> None:

@@ -69,8 +69,7 @@ def run(
             found[name] = similar_of(answer.to_dict("records"))
     return Answered(
         answers={
-            name: [Found(**similar.__dict__) for similar in rows]
-            for name, rows in found.items()
+            name: [Found(**similar.__dict__) for similar in rows] for name, rows in found.items()
         }
     )
 
@@ -92,6 +91,4 @@ def _samples(context: Context) -> dict[str, bytes]:
     report = artifacts.open_artifact(tags["report"], "report")
     with artifacts.workbench() as folder:
         local = artifacts.fetch(report, folder)
-        return {
-            str(p): p.read_bytes() for p in sorted((local / "queries").glob("*.png"))
-        }
+        return {str(p): p.read_bytes() for p in sorted((local / "queries").glob("*.png"))}

@@ -6,7 +6,7 @@ from typing import Any
 
 from lookalike import artifacts
 from lookalike.config import Gate
-from lookalike.errors import GateRefused
+from lookalike.errors import GateError
 from lookalike.steps.context import Context, Result
 from lookalike.tracking import Run
 
@@ -34,7 +34,7 @@ def run(context: Context) -> Released:
     """Compare the newest evaluated index and encoder with the champion; release them if they pass.
 
     Raises:
-        GateRefused: they do not; nothing has changed.
+        GateError: they do not; nothing has changed.
     """
     from lookalike.serving import release
 
@@ -48,9 +48,7 @@ def run(context: Context) -> Released:
         release.promote(context.tracking, config.name, last.outputs["number"])
         return Released(**last.outputs | {"unchanged": True})
     figures = gated_figures(evaluated)
-    check_gate(
-        config.gate, evaluated, figures, last.outputs["figures"] if last else None
-    )
+    check_gate(config.gate, evaluated, figures, last.outputs["figures"] if last else None)
     made_from = {
         "figures": evaluated["figures"],
         "index_recall": evaluated["index_recall"],
@@ -63,9 +61,7 @@ def run(context: Context) -> Released:
     }
     run = Run(context.tracking, evaluated["run_id"])
     with artifacts.workbench() as folder:
-        release.assemble(
-            folder, trained["uri"], context.indexes, inputs["index"], made_from
-        )
+        release.assemble(folder, trained["uri"], context.indexes, inputs["index"], made_from)
         number = release.log(run, folder, config.name, tags)
     result = Released(name=config.name, number=number, figures=figures, **inputs)
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
@@ -95,7 +91,7 @@ def check_gate(
         champion: those of the champion; None where there is none yet.
 
     Raises:
-        GateRefused: with a row for each figure: name, candidate, what it must reach, verdict.
+        GateError: with a row for each figure: name, candidate, what it must reach, verdict.
     """
     rows = []
     for name, value in candidate.items():
@@ -106,18 +102,16 @@ def check_gate(
             floors[f"above raw pixels' {raw:.4f}"] = value > raw
         if champion is not None:
             floor = champion[name] - gate.max_drop
-            floors[
-                f"at least the champion's {champion[name]:.4f} - {gate.max_drop}"
-            ] = value >= floor
+            floors[f"at least the champion's {champion[name]:.4f} - {gate.max_drop}"] = (
+                value >= floor
+            )
         for rule, passed in floors.items():
             rows.append((name, f"{value:.4f}", rule, "passed" if passed else "refused"))
     refused = [row for row in rows if row[3] == "refused"]
     if refused:
-        raise GateRefused(
+        raise GateError(
             "the gate refused this candidate: "
-            + "; ".join(
-                f"{name} is {value}, not {rule}" for name, value, rule, _ in refused
-            ),
+            + "; ".join(f"{name} is {value}, not {rule}" for name, value, rule, _ in refused),
             rows=rows,
             remedy="The champion stays. Train or tune again, or change the rules under `gate`",
         )

@@ -61,14 +61,10 @@ def draw_neighbours(
         width_ratios=[1, *([0.35, *([1] * depth)] * len(columns))],
     )  # fmt: skip
 
-    def show(
-        line: int, column: int, row: int, colour: str, title: str | None = None
-    ) -> Any:
+    def show(line: int, column: int, row: int, colour: str, title: str | None = None) -> Any:
         axes = figure.add_subplot(grid[line, column])
         image = Image.open(io.BytesIO(pictures[row]))
-        axes.imshow(
-            image, cmap="gray" if image.mode == "L" else None, interpolation="nearest"
-        )
+        axes.imshow(image, cmap="gray" if image.mode == "L" else None, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
@@ -86,12 +82,8 @@ def draw_neighbours(
                 column = 2 + block * (depth + 1) + place
                 show(line, column, int(row), _RIGHT if same else _WRONG)
     for block, title in enumerate(columns):
-        middle = (1.35 + block * (depth + 0.35) + depth / 2) / (
-            1 + len(columns) * (depth + 0.35)
-        )
-        figure.text(
-            middle, 0.995, title, ha="center", va="top", fontsize=11, weight="bold"
-        )
+        middle = (1.35 + block * (depth + 0.35) + depth / 2) / (1 + len(columns) * (depth + 0.35))
+        figure.text(middle, 0.995, title, ha="center", va="top", fontsize=11, weight="bold")
     figure.text(0.01, 0.995, "query", ha="left", va="top", fontsize=11, weight="bold")
     figure.savefig(path, facecolor="white")
 

@@ -21,9 +21,7 @@ class Tuned(Result):
     @property
     def words(self) -> str:
         if self.map_at_r is None:
-            return (
-                "no search (tune.trials is 0): the recipe's own values go into training"
-            )
+            return "no search (tune.trials is 0): the recipe's own values go into training"
         best = ", ".join(f"{k} {_short(v)}" for k, v in self.values.items())
         return (
             f"{self.trials} trials, {self.failed} failed; best validation MAP@R "
@@ -52,9 +50,7 @@ def run(context: Context) -> Tuned:
         _log(context, parent.run_id, trial)
 
     with context.tracking.run("search") as parent:
-        parent.params(
-            {"train": config.train.model_dump(), "tune": config.tune.model_dump()}
-        )
+        parent.params({"train": config.train.model_dump(), "tune": config.tune.model_dump()})
         with preloaded(context.spark, tune.PRELOADED):
             found = tune.search(
                 context.spark,
@@ -95,9 +91,7 @@ def _log(context: Context, parent: str, trial: Any) -> None:
         f"trial {trial.number}", parent, start_time=int(trial.begin * 1000)
     )
     run.params(trial.values)
-    run.tags(
-        {"worker": trial.worker, **({"error": trial.error} if trial.error else {})}
-    )
+    run.tags({"worker": trial.worker, **({"error": trial.error} if trial.error else {})})
     for epoch, value in enumerate(trial.curve):
         run.metrics({"validation_map_at_r": value}, step=epoch)
     run.metrics({"seconds": trial.end - trial.begin})

@@ -1,0 +1,223 @@
+# Databricks notebook source
+# MAGIC %md
+# MAGIC # lookalike, step by step
+# MAGIC From a catalogue of images to a released model that finds similar items. Each cell below is
+# MAGIC one step; it reads what the step before committed. Run again, a step finds its work done.
+# MAGIC
+# MAGIC As a script: `python notebooks/lookalike.py [CONF] [KEY=VALUE ...]`. Paths in the recipe and
+# MAGIC in the settings are relative to the repository.
+
+# COMMAND ----------
+
+# MAGIC %pip install --quiet ..
+
+# COMMAND ----------
+
+# MAGIC %restart_python
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Recipe
+# MAGIC On Databricks the widgets above say which recipe, and where tables, files and data are. The
+# MAGIC schema and the volume must be there.
+
+# COMMAND ----------
+
+# ruff: noqa: E402
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
+REPOSITORY = HERE.parent
+IN_NOTEBOOK = "get_ipython" in globals()
+
+# Scripts find modules beside them first, and this one has the package's name.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
+
+import pandas as pd
+
+from lookalike import artifacts, config
+from lookalike.steps import (
+    embed,
+    evaluate,
+    index,
+    ingest,
+    query,
+    release,
+    snapshot,
+    train,
+    tune,
+)
+from lookalike.steps.context import Context
+
+if dbutils := globals().get("dbutils"):
+    asked = {
+        "conf": "conf/demo.yaml",
+        "tables": "main.lookalike",
+        "files": "/Volumes/main/lookalike/files",
+        "data": f"file:{REPOSITORY}/data/fashion-mnist-sample",
+        "settings": "",
+    }
+    for name, default in asked.items():
+        dbutils.widgets.text(name, default)
+        asked[name] = dbutils.widgets.get(name)
+    arguments = [
+        str(REPOSITORY / asked["conf"]),
+        "spark.master=null",  # the cluster's own session
+        f"warehouse.tables={asked['tables']}",
+        f"warehouse.files={asked['files']}",
+        f"data.train.images={asked['data']}/train-images-idx3-ubyte.gz",
+        f"data.train.labels={asked['data']}/train-labels-idx1-ubyte.gz",
+        f"data.test.images={asked['data']}/t10k-images-idx3-ubyte.gz",
+        f"data.test.labels={asked['data']}/t10k-labels-idx1-ubyte.gz",
+        *asked["settings"].split(),
+    ]
+else:
+    arguments = [] if IN_NOTEBOOK else sys.argv[1:]
+if not arguments or "=" in arguments[0]:
+    arguments = [str(REPOSITORY / "conf/demo.yaml"), *arguments]
+
+conf, *settings = arguments
+recipe = config.load(Path(conf), settings)
+os.chdir(REPOSITORY)
+opened = ExitStack()
+context = opened.enter_context(Context(recipe))
+print(f"{recipe.name}: tables in {recipe.warehouse.tables}, files in {recipe.warehouse.files}")
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Ingest
+# MAGIC Loads what is new or changed in the source into the Delta tables. Each item that came is in
+# MAGIC `items` or, with the reason, in `rejects`.
+
+# COMMAND ----------
+
+ingested = ingest.run(context)
+print(ingested.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Snapshot
+# MAGIC Decodes that version of the tables once, into Parquet packs that all trials and ranks read.
+
+# COMMAND ----------
+
+taken = snapshot.run(context)
+print(taken.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Tune
+# MAGIC Searches the recipe's `tune.space` with Hyperopt, a short training a trial, trials side by side
+# MAGIC on the workers. Out come the best trial's values; MLflow has a run for each.
+
+# COMMAND ----------
+
+tuned = tune.run(context)
+print(tuned.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Train
+# MAGIC Trains the encoder with those values on several Horovod ranks. It comes out as an ONNX file.
+
+# COMMAND ----------
+
+trained = train.run(context)
+print(trained.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Embed
+# MAGIC Gives each distinct image its vector, on the workers. Vectors that are there are kept.
+
+# COMMAND ----------
+
+embedded = embed.run(context)
+print(embedded.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Index
+# MAGIC Builds the nearest-neighbour index of the vectors, as a new version of files.
+
+# COMMAND ----------
+
+indexed = index.run(context)
+print(indexed.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Evaluate
+# MAGIC Measures encoder and index on the test items, beside raw pixels. The picture shows queries with
+# MAGIC their nearest neighbours; a green frame says that the class is the same.
+
+# COMMAND ----------
+
+evaluated = evaluate.run(context)
+print(evaluated.words)
+
+picture = artifacts.join(evaluated.report, "neighbours.png")
+if IN_NOTEBOOK:
+    from IPython.display import Image, display
+
+    files, path = artifacts.filesystem(picture)
+    with files.open_input_stream(path) as stream:
+        display(Image(data=stream.read()))
+else:
+    print(picture)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Release
+# MAGIC Registers encoder and index as one MLflow model and makes it the champion, if the gate lets it
+# MAGIC pass. A refusal stops here, and the champion stays.
+
+# COMMAND ----------
+
+released = release.run(context)
+print(released.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Query
+# MAGIC Asks the champion for items like the evaluation's sample images: ids, labels, distances.
+
+# COMMAND ----------
+
+answered = query.run(context, k=5)
+print(answered.words)
+
+table = pd.DataFrame(
+    [
+        {"query": Path(name).stem, **found.model_dump()}
+        for name, answer in answered.answers.items()
+        for found in answer
+    ]
+)
+if IN_NOTEBOOK:
+    display(table)
+else:
+    print(table.to_string(index=False))
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## The end
+# MAGIC Stops the Spark session that this notebook started. Databricks' own stays.
+
+# COMMAND ----------
+
+opened.close()

@@ -1,0 +1,56 @@
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.errors import DataError
+from lookalike.lake import idx
+
+
+def images_file(count: int = 3) -> bytes:
+    pixels = np.arange(count * 4, dtype=np.uint8)
+    return struct.pack(">4i", idx.IMAGES, count, 2, 2) + pixels.tobytes()
+
+
+def labels_file(count: int = 3) -> bytes:
+    return struct.pack(">2i", idx.LABELS, count) + bytes(range(count))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_images_and_labels(pack) -> None:
+    pixels, labels = idx.parse_pair(pack(images_file()), pack(labels_file()), "i", "l")
+    assert pixels.tolist() == np.arange(12).reshape(3, 2, 2).tolist()
+    assert labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (b"", labels_file(), "i has 0 bytes"),
+        (b"\x00\x00", labels_file(), "i has 2 bytes"),
+        (b"GIF89a..", labels_file(), "i is no IDX file: it begins with 0x47494638"),
+        (labels_file(), images_file(), "i is an IDX label file.*swapped"),
+        (images_file(), images_file(), "l is an IDX image file.*swapped"),
+        (images_file()[:-1], labels_file(), "i says 3 x 2 x 2 bytes and has 11"),
+        (images_file()[:9], labels_file(), "i says"),
+        (gzip.compress(images_file())[:-9], labels_file(), "i is a gzip file that breaks off"),
+        (images_file(3), labels_file(4), "i has 3 images and l has 4 labels"),
+    ],
+    ids=range(9),
+)
+def test_bad_files_are_named(images: bytes, labels: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        idx.parse_pair(images, labels, "i", "l")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_peek_reads_the_count_alone(tmp_path: Path, pack) -> None:
+    file = tmp_path / "images"
+    file.write_bytes(pack(images_file())[:-8])  # damage further on is not its business
+    assert idx.peek(file, idx.IMAGES) == 3
+    with pytest.raises(DataError, match="is an IDX image file.*Allowed: an IDX label file"):
+        idx.peek(file, idx.LABELS)
+    with pytest.raises(DataError, match="cannot be read"):
+        idx.peek(tmp_path / "nowhere", idx.IMAGES)

@@ -1,0 +1,174 @@
+"""The same steps, in the same order, wherever they are listed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from lookalike import cli, config
+from lookalike.steps import STEPS
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebooks" / "lookalike.py"
+NOT_STEPS = {"run", "serve"}
+JOB = '''"""The `{step}` step, as a cluster's scheduler runs it."""
+
+import sys
+
+from lookalike.cli import main
+
+main(["{step}", *sys.argv[1:]])
+'''
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict), path
+    return content
+
+
+@pytest.fixture(scope="module")
+def bundle() -> dict[str, Any]:
+    return _yaml(ROOT / "databricks.yml")
+
+
+@pytest.fixture(scope="module")
+def included(bundle: dict[str, Any]) -> list[Path]:
+    return sorted(path for pattern in bundle["include"] for path in ROOT.glob(pattern))
+
+
+@pytest.fixture(scope="module")
+def job(included: list[Path]) -> dict[str, Any]:
+    jobs = [job for path in included for job in _yaml(path)["resources"]["jobs"].values()]
+    assert len(jobs) == 1
+    (found,) = jobs
+    assert isinstance(found, dict)
+    return found
+
+
+def test_commands_are_the_steps() -> None:
+    commands = typer.main.get_command(cli.app).commands
+    assert tuple(name for name in commands if name not in NOT_STEPS) == STEPS
+    assert set(commands) >= NOT_STEPS
+
+
+def test_each_step_has_its_module() -> None:
+    folder = ROOT / "src" / "lookalike" / "steps"
+    for step in STEPS:
+        assert f'STEP = "{step}"' in (folder / f"{step}.py").read_text(encoding="utf-8")
+
+
+def test_jobs_are_the_steps() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_job_only_calls_its_command(step: str) -> None:
+    script = (ROOT / "jobs" / f"{step}.py").read_text(encoding="utf-8")
+    assert script == JOB.format(step=step)
+
+
+def test_tasks_are_the_steps(job: dict[str, Any]) -> None:
+    assert tuple(task["task_key"] for task in job["tasks"]) == STEPS
+
+
+def test_a_task_waits_for_the_step_before(job: dict[str, Any]) -> None:
+    waits = [
+        tuple(other["task_key"] for other in task.get("depends_on", ())) for task in job["tasks"]
+    ]
+    assert waits == [(), *((step,) for step in STEPS[:-1])]
+
+
+def test_a_task_runs_its_script(job: dict[str, Any]) -> None:
+    for task in job["tasks"]:
+        script = ROOT / "resources" / task["spark_python_task"]["python_file"]
+        assert script.resolve() == ROOT / "jobs" / f"{task['task_key']}.py"
+        assert script.is_file()
+
+
+def test_tasks_share_cluster_wheel_and_recipe(job: dict[str, Any]) -> None:
+    (cluster,) = job["job_clusters"]
+    for task in job["tasks"]:
+        assert task["job_cluster_key"] == cluster["job_cluster_key"]
+        assert task["libraries"] == [{"whl": "../dist/*.whl"}]
+        assert (
+            task["spark_python_task"]["parameters"]
+            == job["tasks"][0]["spark_python_task"]["parameters"]
+        )
+
+
+def test_the_tasks_recipe_is_one(bundle: dict[str, Any], job: dict[str, Any]) -> None:
+    defaults = {f"var.{name}": str(v["default"]) for name, v in bundle["variables"].items()}
+    known = {**defaults, "workspace.file_path": str(ROOT)}
+
+    def filled(text: str) -> str:
+        while (done := re.sub(r"\$\{([\w.]+)\}", lambda found: known[found[1]], text)) != text:
+            text = done
+        return text
+
+    parameters = [filled(p) for p in job["tasks"][0]["spark_python_task"]["parameters"]]
+    options, values = parameters[::2], parameters[1::2]
+    assert options == ["--conf", *["--set"] * (len(values) - 1)]
+
+    recipe = config.load(Path(values[0]), values[1:])
+
+    assert recipe.spark.master is None
+    assert recipe.warehouse.tables == "main.lookalike"
+    assert recipe.warehouse.files == "/Volumes/main/lookalike/files"
+    for files in (recipe.data.train, recipe.data.test):
+        for path in (files.images, files.labels):
+            assert Path(path.removeprefix("file:")).is_file()
+
+
+def test_all_that_the_bundle_includes_exists(bundle: dict[str, Any]) -> None:
+    for pattern in bundle["include"]:
+        assert list(ROOT.glob(pattern)), f"databricks.yml includes {pattern}: there is no such file"
+
+
+def test_variables_are_declared_and_used(bundle: dict[str, Any], included: list[Path]) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "databricks.yml", *included)]
+    used = {name for text in texts for name in re.findall(r"\$\{var\.(\w+)", text)}
+    declared = set(bundle["variables"])
+    assert used == declared
+    for target in bundle["targets"].values():
+        assert set(target.get("variables", ())) <= declared
+
+
+def test_notebook_cells_are_the_steps() -> None:
+    source = NOTEBOOK.read_text(encoding="utf-8")
+    assert source.startswith("# Databricks notebook source\n")
+    cells = re.split(r"^# COMMAND -+$", source, flags=re.MULTILINE)
+    called = [_steps_called(cell) for cell in cells]
+    assert tuple(step for steps in called for step in steps) == STEPS
+    assert max(len(steps) for steps in called) == 1
+
+
+def _steps_called(cell: str) -> list[str]:
+    return [
+        node.func.value.id
+        for node in ast.walk(ast.parse(cell))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "run"
+        and isinstance(node.func.value, ast.Name)
+        and any(
+            isinstance(argument, ast.Name) and argument.id == "context" for argument in node.args
+        )
+    ]
+
+
+def test_notebook_takes_its_steps_from_the_package() -> None:
+    imported = [
+        alias.name
+        for node in ast.walk(ast.parse(NOTEBOOK.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "lookalike.steps"
+        for alias in node.names
+        if alias.asname is None
+    ]
+    assert sorted(imported) == sorted(STEPS)

@@ -1,0 +1,100 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lookalike import artifacts
+from lookalike.errors import ArtifactError
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> artifacts.Artifact:
+    built = tmp_path / "built"
+    (built / "deep").mkdir(parents=True)
+    (built / "a.bin").write_bytes(b"one" * 1000)
+    (built / "deep" / "b.bin").write_bytes(b"two")
+    return artifacts.commit(str(tmp_path / "root"), "encoder", built, {"made_from": 7})
+
+
+def test_what_is_committed_opens_and_verifies(committed: artifacts.Artifact) -> None:
+    opened = artifacts.open_artifact(committed.uri, "encoder")
+    artifacts.verify(opened)
+    assert opened == committed
+    assert [entry.path for entry in opened.manifest.files] == ["a.bin", "deep/b.bin"]
+
+
+def test_commits_never_share_a_folder(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    uris = {artifacts.commit(str(tmp_path / "root"), "report", built, {}).uri for _ in range(20)}
+    assert len(uris) == 20
+
+
+def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at every copy in turn, a commit leaves nothing that opens."""
+    built = tmp_path / "built"
+    built.mkdir()
+    for name in ("a", "b", "c"):
+        (built / name).write_bytes(b"x")
+    copy = artifacts.copy_in
+    for stop_at in range(3):
+        copies = 0
+
+        def killed(source: Path, uri: str, stop_at: int = stop_at) -> None:
+            nonlocal copies
+            if copies == stop_at:
+                raise KeyboardInterrupt
+            copies += 1
+            copy(source, uri)
+
+        monkeypatch.setattr(artifacts, "copy_in", killed)
+        root = tmp_path / f"root{stop_at}"
+        with pytest.raises(KeyboardInterrupt):
+            artifacts.commit(str(root), "report", built, {})
+        for folder in root.glob("*"):
+            assert not artifacts.exists(str(folder), "report")
+    monkeypatch.setattr(artifacts, "copy_in", copy)
+    assert artifacts.exists(artifacts.commit(str(tmp_path / "root0"), "report", built, {}).uri, "report")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found_by_verify(committed: artifacts.Artifact) -> None:
+    flip(Path(committed.uri) / "a.bin")
+    with pytest.raises(ArtifactError, match=r"a\.bin is not the file that was committed"):
+        artifacts.verify(artifacts.open_artifact(committed.uri, "encoder"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda uri: (uri / "a.bin").unlink(), r"a\.bin is missing"),
+        (lambda uri: (uri / "a.bin").write_bytes(b"short"), r"a\.bin has 5 bytes, not 3,000"),
+        (lambda uri: (uri / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda uri: (uri / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda uri: (uri / "manifest.json").write_text("{}"), "has format None"),
+    ],
+)
+def test_cheap_damage_is_found_on_opening(committed, damage, said: str) -> None:
+    damage(Path(committed.uri))
+    with pytest.raises(ArtifactError, match=said):
+        artifacts.open_artifact(committed.uri, "encoder")
+
+
+def test_other_kinds_and_formats_are_refused(committed: artifacts.Artifact) -> None:
+    with pytest.raises(ArtifactError, match="is a 'encoder'. Allowed: a 'index'"):
+        artifacts.open_artifact(committed.uri, "index")
+    path = Path(committed.uri) / "manifest.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"format": 2}))
+    with pytest.raises(ArtifactError, match="format 2. Allowed: format 1"):
+        artifacts.open_artifact(committed.uri, "encoder")
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
+    assert artifacts.fingerprint({"a": 1, "b": 2}) == artifacts.fingerprint({"b": 2, "a": 1})
+    assert artifacts.fingerprint({"a": 1}) != artifacts.fingerprint({"a": 2})

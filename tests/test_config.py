@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+
+from lookalike import config
+from lookalike.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[1] / "conf").glob("*.yaml"))
+DEMO = Path(__file__).parents[1] / "conf" / "demo.yaml"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_are_valid_and_open_with_what_they_cost(recipe: Path) -> None:
+    assert config.load(recipe).name
+    head = recipe.read_text().split("\n\n")[0]
+    assert head.startswith(f"# lookalike run --conf conf/{recipe.name}")
+    for word in ("hardware", "time", "score"):
+        assert f"# {word}:" in head
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.rank=2", r"unknown key 'train.rank'.*ranks"),
+        ("train.learning_rate=fast", r"train.learning_rate = 'fast'.*number"),
+        ("train.learning_rate=2", r"train.learning_rate = 2: .*less than or equal to 1"),
+        ("images.channels=2", r"images.channels = 2: .*1 or 3"),
+        ("data.source=folder", r"data.source = 'folder'.*'idx'"),
+        ("tune.parallelism=3", r"tune.parallelism = 3 is more than the 2 tasks.*1 to 2"),
+        ("train.ranks=3", r"train.ranks = 3 is more than the 2 tasks.*1 to 2"),
+        ("train.classes_per_batch=11", r"train.classes_per_batch = 11 .*10 classes.*2 to 10"),
+        ("tune.trials=1", r"tune.parallelism = 2 is more than tune.trials = 1"),
+        ("tune.space={}", r"tune.space names nothing"),
+        ("tune.space.loss\\.alhpa={uniform: [1, 2]}", r"has no keys|alhpa"),
+        ("warehouse={}", r"'warehouse.tables' is missing"),
+    ],
+)
+def test_what_is_refused_is_named_with_what_is_allowed(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config.load(DEMO, [setting])
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ("{loss.alhpa: {uniform: [1, 2]}}", "'loss.alhpa' is no key of train. Allowed: alpha"),
+        ("{loss.alpha: {uniform: [-1, 2]}}", "greater than 0"),
+        ("{loss.alpha: {unifrom: [1, 2]}}", "none of choice, int, log_uniform, uniform"),
+        ("{loss.alpha: {uniform: [2, 1]}}", "from 2.0 to 1.0, not upwards"),
+        ("{network: {choice: [simple_cnn, resnet99]}}", "network = 'resnet99'"),
+        ("{embedding_size: {choice: []}}", "at least 1 item"),
+    ],
+)
+def test_a_search_space_is_checked_against_what_it_searches(space: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        config.load(DEMO, [f"tune.space={space}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("a: [", "is not YAML"),
+        ("[1, 2]", "holds list"),
+        ("name: x", "'warehouse' is missing"),
+        ("name: ${NOWHERE_TO_BE_FOUND}", "NOWHERE_TO_BE_FOUND.*environment does not have"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        config.load(path)
+
+
+def test_settings_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/somewhere")
+    loaded = config.load(
+        DEMO, ["train.epochs=3", "warehouse.files=${PLACE}", "warehouse.tables=${NO_SUCH:-there/t}"]
+    )
+    assert loaded.train.epochs == 3
+    assert loaded.warehouse.files == "/somewhere"
+    assert loaded.warehouse.tables == "there/t"
+
+
+def test_what_may_hold_secrets_is_not_recorded() -> None:
+    loaded = config.load(
+        DEMO,
+        ["mlflow.tracking_uri=https://user:hunter2@host", "spark.conf={a.secret.key: hunter2}"],
+    )
+    assert "hunter2" in str(loaded)
+    assert "hunter2" not in str(loaded.recorded())
+
+
+def test_best_values_replace_the_recipes() -> None:
+    train = config.load(DEMO).train
+    found = config.with_values(train, {"loss.alpha": 3.5, "embedding_size": 32})
+    assert (found.loss.alpha, found.embedding_size) == (3.5, 32)
+    assert found.loss.beta == train.loss.beta

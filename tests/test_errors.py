@@ -1,0 +1,21 @@
+import pickle
+
+from lookalike import errors
+
+
+def test_an_error_says_fact_allowed_and_remedy() -> None:
+    error = errors.DataError("k is 3.", allowed="1 or 2", remedy="Lower it.")
+    assert str(error) == "k is 3. Allowed: 1 or 2. Lower it."
+    assert error.exit_code == 3
+
+
+def test_errors_travel_between_processes() -> None:
+    for error in (
+        errors.ConfigError("a", allowed="b", remedy="c"),
+        errors.ImageError("empty", "the image has 0 bytes"),
+        errors.GateError("refused", rows=[("a", "b", "c", "d")]),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert again.__dict__ == error.__dict__

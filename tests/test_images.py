@@ -1,0 +1,100 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lookalike import images
+from lookalike.errors import ImageError
+from lookalike.images import Preprocessing, decode
+
+GREY = Preprocessing(4, 1)
+RGB = Preprocessing(4, 3)
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_png_of_pixels_decodes_to_the_same_pixels() -> None:
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 15
+    assert decode(images.encode_png(pixels), GREY)[:, :, 0].tolist() == pixels.tolist()
+
+
+def test_exif_orientation_is_applied() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    turned = decode(file_of(Image.fromarray(pixels), exif=exif), RGB)
+    assert turned[3, 3].tolist() == [255, 255, 255]
+    assert turned[0, 0].tolist() == [0, 0, 0]
+
+
+def test_transparency_is_laid_on_white() -> None:
+    assert decode(file_of(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), RGB).min() == 255
+
+
+def test_sixteen_bit_grey_keeps_its_levels() -> None:
+    levels = (np.arange(16).reshape(4, 4) * 4096).astype(np.uint16)
+    found = decode(file_of(Image.fromarray(levels)), GREY)[:, :, 0]
+    assert found.tolist() == (levels // 256).tolist()
+
+
+def test_palette_cmyk_and_first_frame() -> None:
+    red = Image.new("RGB", (4, 4), "red")
+    assert decode(file_of(red.convert("P")), RGB)[0, 0].tolist() == [255, 0, 0]
+    cmyk = decode(file_of(red.convert("CMYK"), "JPEG"), RGB)[0, 0]
+    assert cmyk[0] > 240
+    assert cmyk[1:].max() < 20
+    animated = file_of(red, "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
+    assert decode(animated, RGB)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_supported_format_is_resized_to_the_shape(kind: str) -> None:
+    data = file_of(Image.new("RGB", (9, 5), "white"), kind)
+    for preprocessing in (GREY, RGB):
+        found = decode(data, preprocessing)
+        assert found.shape == preprocessing.shape
+        assert found.dtype == np.uint8
+        assert found.min() > 250
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"just some text", "not_an_image"),
+        (file_of(Image.new("L", (64, 64)))[:60], "damaged"),
+    ],
+)
+def test_bad_bytes_are_named(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError) as raised:
+        decode(data, GREY)
+    assert raised.value.reason == reason
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    # 40,000 x 40,000 in 200 kB: decoding it would take 1.6 GB.
+    bomb = file_of(Image.new("1", (40_000, 40_000)))
+    with pytest.raises(ImageError, match="at most 64,000,000 pixels") as raised:
+        decode(bomb, GREY)
+    assert raised.value.reason == "too_large"
+
+
+def test_a_little_too_large_is_refused_too() -> None:
+    with pytest.raises(ImageError) as raised:
+        decode(file_of(Image.new("1", (8_001, 8_000))), GREY)
+    assert raised.value.reason == "too_large"
+
+
+def test_perceptual_hash_survives_a_new_encoding() -> None:
+    blobs = np.random.default_rng(0).integers(256, size=(8, 8), dtype=np.uint8)
+    picture = Image.fromarray(blobs).resize((64, 64))
+    png = images.perceptual_hash(file_of(picture))
+    jpeg = images.perceptual_hash(file_of(picture, "JPEG", quality=85))
+    assert len(png) == 16
+    assert (int(png, 16) ^ int(jpeg, 16)).bit_count() <= 4
