@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.fs
 import pytest
 
 from lookalike import artifacts
-from lookalike.errors import ArtifactError
+from lookalike.errors import ArtifactError, ConfigError
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
         for folder in root.glob("*"):
             assert not artifacts.exists(str(folder), "report")
     monkeypatch.setattr(artifacts, "copy_in", copy)
-    assert artifacts.exists(artifacts.commit(str(tmp_path / "root0"), "report", built, {}).uri, "report")
+    assert artifacts.exists(
+        artifacts.commit(str(tmp_path / "root0"), "report", built, {}).uri, "report"
+    )
 
 
 def flip(path: Path) -> None:
@@ -86,15 +90,30 @@ def test_cheap_damage_is_found_on_opening(committed, damage, said: str) -> None:
 
 
 def test_other_kinds_and_formats_are_refused(committed: artifacts.Artifact) -> None:
-    with pytest.raises(ArtifactError, match="is a 'encoder'. Allowed: a 'index'"):
+    with pytest.raises(ArtifactError, match=r"is a 'encoder'\. Allowed: a 'index'"):
         artifacts.open_artifact(committed.uri, "index")
     path = Path(committed.uri) / "manifest.json"
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"format": 2}))
-    with pytest.raises(ArtifactError, match="format 2. Allowed: format 1"):
+    with pytest.raises(ArtifactError, match=r"format 2\. Allowed: format 1"):
         artifacts.open_artifact(committed.uri, "encoder")
 
 
 def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert artifacts.fingerprint({"a": 1, "b": 2}) == artifacts.fingerprint({"b": 2, "a": 1})
     assert artifacts.fingerprint({"a": 1}) != artifacts.fingerprint({"a": 2})
+
+
+def test_local_folders_are_told_from_remote_ones(tmp_path: Path) -> None:
+    assert artifacts.local_path("/a b/c") == Path("/a b/c")
+    assert artifacts.local_path("a/b") == Path("a/b").absolute()
+    for uri in ("file:/a%20b/c", "file:///a%20b/c"):
+        assert artifacts.local_path(uri) == Path("/a b/c")
+    for uri in ("s3://bucket/key", "dbfs:/x", "abfss://c@a.dfs.core.windows.net/x"):
+        assert artifacts.local_path(uri) is None
+    with pytest.raises(ConfigError, match="no file system for 'nosuch://x/y'"):
+        artifacts.filesystem("nosuch://x/y")
+    inner, path = artifacts.filesystem("memory://root/x")  # by fsspec
+    inner.create_dir(path)
+    assert inner.get_file_info(path).type == pa.fs.FileType.Directory
+    assert artifacts.filesystem((tmp_path / "x").as_uri())[1] == str(tmp_path / "x")

@@ -82,9 +82,7 @@ def test_chunks_do_not_show() -> None:
 
 
 def test_queries_without_a_right_answer_do_not_count() -> None:
-    scores = metrics.exact_scores(
-        np.eye(2), np.array(["a", "x"]), np.eye(2), np.array(["a", "b"])
-    )
+    scores = metrics.exact_scores(np.eye(2), np.array(["a", "x"]), np.eye(2), np.array(["a", "b"]))
     assert scores.queries == 1
     assert scores.p_at_1 == 1.0
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import pyarrow as pa
@@ -26,6 +28,7 @@ from lookalike.errors import ArtifactError, ConfigError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,10 @@ def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     Raises:
         ConfigError: a scheme that this machine has no file system for.
     """
-    if "://" not in uri:
-        return arrow_fs.LocalFileSystem(), str(Path(uri).absolute())
-    try:
+    if (local := local_path(uri)) is not None:
+        return arrow_fs.LocalFileSystem(), str(local)
+    with suppress(pa.ArrowInvalid, OSError):
         return arrow_fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError):
-        pass
     try:  # abfss://, dbfs:/ and others come by fsspec where its package is installed
         import fsspec
 
@@ -104,9 +105,10 @@ def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
 
 
 def local_path(uri: str) -> Path | None:
-    """The local folder that a URI means, or None where it is remote."""
-    inner, path = filesystem(uri)
-    return Path(path) if isinstance(inner, arrow_fs.LocalFileSystem) else None
+    """The local folder that a path or a file: URI means, or None where it is remote."""
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path))
+    return None if _SCHEME.match(uri) else Path(uri).absolute()
 
 
 def new_name() -> str:

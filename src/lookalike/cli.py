@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,10 +80,14 @@ def _opened(
 ) -> Iterator[Context]:
     recipe = config.load(conf, settings or ())
     context = Context(recipe)
-    folder = artifacts.local_path(context.files)
-    context.log = (folder or Path(tempfile.gettempdir()) / "lookalike") / "logs"
-    # On Databricks the driver's own log is where people look.
-    if debug or "DATABRICKS_RUNTIME_VERSION" in os.environ:
+    # On Databricks the driver's own log is where people look, and volumes cannot be appended to.
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        with context:
+            yield context
+        return
+    if (folder := artifacts.local_path(context.files)) is not None:
+        context.log = folder / "logs"
+    if debug:
         with context:
             yield context
         return
@@ -183,7 +187,7 @@ def serve(
     with _opened(terminal, "serve", conf, set_, debug=True) as context:
         url = f"http://{host}:{port}"
         terminal.err.print(f"{context.config.name} at {url}/invocations; Ctrl-C stops it")
-        terminal.err.print(f"Ask it: {_program()} query --conf {conf} --url {url}")
+        terminal.err.print(f"Ask it: {_program()} query {_recipe(conf, set_)} --url {url}")
         step.run(context, host, port)
 
 
@@ -200,10 +204,11 @@ def run(
 
     terminal: Terminal = called.obj
     results: dict[str, Result] = {}
-    begin = time.monotonic()
     with _opened(terminal, "run", conf, set_, debug) as context:
         refused: LookalikeError | None = None
+        seconds: dict[str, float] = {}
         for number, step in enumerate(STEPS, start=1):
+            started = time.monotonic()
             try:
                 results[step] = _run_step(terminal, context, step, f"{number}/{len(STEPS)}")
             except LookalikeError as error:
@@ -211,30 +216,29 @@ def run(
                     raise
                 refused = error  # the figures that it was refused for are worth keeping
                 break
-        content = _report(results, time.monotonic() - begin)
+            seconds[step] = time.monotonic() - started
+        content = _report(results, seconds)
         where = report.write_report(context.files, content)
-        artifact = content["steps"]["evaluate"]["report"]
     if as_json:
         terminal.out.print_json(json.dumps(content, default=str))
     else:
-        _closing(terminal, content, artifact, where, conf)
+        _closing(terminal, content, where, _recipe(conf, set_))
     if refused is not None:
         raise refused
 
 
-def _report(results: dict[str, Result], seconds: float) -> dict[str, Any]:
+def _report(results: dict[str, Result], seconds: dict[str, float]) -> dict[str, Any]:
     from lookalike.steps.evaluate import PROTOCOLS
 
     return {
         "protocols": PROTOCOLS,
         "steps": {step: result.model_dump() for step, result in results.items()},
-        "seconds": seconds,
+        "seconds": sum(seconds.values()),
+        "seconds_by_step": seconds,
     }
 
 
-def _closing(
-    terminal: Terminal, content: dict[str, Any], artifact: str, where: str, conf: Path
-) -> None:
+def _closing(terminal: Terminal, content: dict[str, Any], where: str, recipe: str) -> None:
     evaluated = content["steps"]["evaluate"]
     figures = evaluated["figures"]
     rows = [
@@ -252,14 +256,18 @@ def _closing(
     terminal.table("Test images", heads, rows)
     for protocol, meaning in content["protocols"].items():
         terminal.out.print(f"[dim]{protocol}: {meaning}[/dim]")
-    terminal.out.print(f"\nQueries with their neighbours: {artifact}/neighbours.png")
+    terminal.out.print(f"\nQueries with their neighbours: {evaluated['report']}/neighbours.png")
     terminal.out.print(f"All figures: {where}")
     terminal.out.print(f"MLflow run: {evaluated['run_id']}")
     if "query" in content["steps"]:
         sample = next(iter(content["steps"]["query"]["answers"]))
         terminal.out.print("\nNext:")
-        terminal.out.print(f"  {_program()} query --conf {conf} {sample}")
-        terminal.out.print(f"  {_program()} serve --conf {conf}")
+        terminal.out.print(f"  {_program()} query {recipe} {shlex.quote(sample)}")
+        terminal.out.print(f"  {_program()} serve {recipe}")
+
+
+def _recipe(conf: Path, settings: list[str] | None) -> str:
+    return shlex.join(["--conf", str(conf), *(w for s in settings or () for w in ("--set", s))])
 
 
 def _program() -> str:

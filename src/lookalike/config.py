@@ -81,7 +81,7 @@ class IdxData(_Model):
 class Images(_Model):
     """The encoder's input."""
 
-    size: Annotated[int, Field(ge=8, le=1024)] = 64
+    size: Annotated[int, Field(ge=16, le=1024)] = 64
     channels: Literal[1, 3] = 3
 
     @property
@@ -203,13 +203,15 @@ class Mlflow(_Model):
     """Where runs and models are kept; without a URI: MLFLOW_TRACKING_URI, or in the warehouse."""
 
     tracking_uri: str | None = None
+    experiment: str | None = Field(None, description="else the recipe's name")
+    model: str | None = Field(None, description="registered model; else the recipe's name")
 
 
 class Config(_Model):
     """A recipe: everything that `lookalike run` does."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]+$")] = Field(
-        description="the MLflow experiment and registered model"
+        description="of the MLflow experiment and registered model, unless `mlflow` names them"
     )
     seed: Annotated[int, Field(ge=0)] = 17
     warehouse: Warehouse
@@ -222,6 +224,14 @@ class Config(_Model):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     mlflow: Mlflow = Mlflow()
+
+    @property
+    def experiment_name(self) -> str:
+        return self.mlflow.experiment or self.name
+
+    @property
+    def model_name(self) -> str:
+        return self.mlflow.model or self.name
 
     def recorded(self) -> dict[str, Any]:
         """What artefacts, ledger and MLflow keep of a recipe: not what may hold secrets."""

@@ -18,7 +18,9 @@ IDS = [f"item {i:04d} é" for i in range(1000)]
 def batch_of(vectors: np.ndarray, ids: list[str]) -> pa.RecordBatch:
     labels = [None if i % 7 == 0 else f"class {i % 5}" for i in range(len(ids))]
     column = pa.array(list(vectors), pa.list_(pa.float32()))
-    return pa.record_batch([pa.array(ids), pa.array(labels), column], ["item_id", "label", "vector"])
+    return pa.record_batch(
+        [pa.array(ids), pa.array(labels), column], ["item_id", "label", "vector"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,9 @@ def test_parts_of_two_encoders_are_refused(tmp_path: Path, vectors: np.ndarray) 
     other = build(root, [batch_of(vectors, IDS)], 16, Plan(), {"encoder": "f" * 64})
     manifest = tmp_path / "versions" / one.name / "manifest.json"
     manifest.write_text(manifest.read_text().replace(one.meta["parts"][0], other.meta["parts"][0]))
-    with pytest.raises(ArtifactError, match=r"encoder ffffffffffff, the version is of eeeeeeeeeeee"):
+    with pytest.raises(
+        ArtifactError, match=r"encoder ffffffffffff, the version is of eeeeeeeeeeee"
+    ):
         Index.open(root, one.name)
 
 

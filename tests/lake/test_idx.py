@@ -50,7 +50,7 @@ def test_a_peek_reads_the_count_alone(tmp_path: Path, pack) -> None:
     file = tmp_path / "images"
     file.write_bytes(pack(images_file())[:-8])  # damage further on is not its business
     assert idx.peek(file, idx.IMAGES) == 3
-    with pytest.raises(DataError, match="is an IDX image file.*Allowed: an IDX label file"):
+    with pytest.raises(DataError, match=r"is an IDX image file.*Allowed: an IDX label file"):
         idx.peek(file, idx.LABELS)
     with pytest.raises(DataError, match="cannot be read"):
         idx.peek(tmp_path / "nowhere", idx.IMAGES)

@@ -32,6 +32,7 @@ class Index:
 
     def __init__(self, meta: dict[str, Any], folder: Path, part: dict[str, Any]):
         self.meta = meta
+        self._fetched: tempfile.TemporaryDirectory[str] | None = None
         if part["encoder"] != meta["encoder"] or part["dim"] != meta["dim"]:
             raise ArtifactError(
                 f"index part {folder.name} is of encoder {part['encoder'][:12]}, the version is of "
@@ -67,9 +68,10 @@ class Index:
         meta = artifacts.open_artifact(artifacts.join(root, "versions", version), VERSION).meta
         (name,) = meta["parts"]
         part = artifacts.open_artifact(artifacts.join(root, "parts", name), PART)
-        # Mapped files of a remote part must outlive this call: the process's end removes them.
-        folder = artifacts.fetch(part, Path(tempfile.gettempdir()) / "lookalike-index")
-        return cls(meta, folder, part.meta)
+        fetched = tempfile.TemporaryDirectory(prefix="lookalike-index-")
+        index = cls(meta, artifacts.fetch(part, Path(fetched.name)), part.meta)
+        index._fetched = fetched  # a remote part's files stay as long as they are mapped
+        return index
 
     def __len__(self) -> int:
         return int(self._vectors.ntotal)

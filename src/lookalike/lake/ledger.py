@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pyspark.sql import Row
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
 
 from lookalike.errors import DataError, LookalikeError
 from lookalike.lake.tables import SCHEMAS, Tables
@@ -23,6 +25,10 @@ class Commit:
     version: int
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+
+
+def _always(outputs: dict[str, Any]) -> bool:
+    return bool(outputs)
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,32 @@ class Ledger:
             )
         return found
 
-    def find(self, step: str, inputs: dict[str, Any]) -> Commit | None:
-        """The newest commit of a step if it was made from just these inputs."""
-        found = self.last(step)
-        return found if found is not None and found.inputs == _plain(inputs) else None
+    def find(
+        self,
+        step: str,
+        inputs: dict[str, Any],
+        whole: Callable[[dict[str, Any]], bool] = _always,
+    ) -> Commit | None:
+        """What a step made from just these inputs before, so that it need not make it again.
+
+        Where other inputs were committed since, it is committed anew: the newest commit is what
+        later steps take.
+
+        Args:
+            step: its name.
+            inputs: what it takes now.
+            whole: whether the outputs of a commit are still there.
+        """
+        same = self._rows(step).where(F.col("inputs") == json.dumps(inputs, sort_keys=True))
+        row = same.orderBy("version", ascending=False).first()
+        if row is None:
+            return None
+        found, newest = _commit(row), self.last(step)
+        if not whole(found.outputs):
+            return None
+        if newest is not None and newest.version == found.version:
+            return found
+        return self.commit(step, inputs, found.outputs, json.loads(row["config"]))
 
     def commit(
         self,
@@ -92,9 +120,8 @@ class Ledger:
             remedy="Run one job at a time",
         )
 
-    def _rows(self, step: str) -> Any:
-        table = self.tables.read("ledger")
-        return table.where(table["step"] == step)
+    def _rows(self, step: str) -> DataFrame:
+        return self.tables.read("ledger").where(F.col("step") == step)
 
 
 def _commit(row: Row) -> Commit:
@@ -104,7 +131,3 @@ def _commit(row: Row) -> Commit:
         json.loads(row["inputs"]),
         json.loads(row["outputs"]),
     )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

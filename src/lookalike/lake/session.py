@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from delta import configure_spark_with_delta_pip
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -39,6 +38,9 @@ def open_session(config: Spark, name: str) -> SparkSession:
         builder = builder.config(key, value)
     if config.master is None:
         return builder.getOrCreate()
+    # Only where we bring Delta ourselves: a cluster's own `delta` package may lack this.
+    from delta import configure_spark_with_delta_pip
+
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if config.master.startswith("local"):
         # Whatever the machine's name resolves to, its workers are here.

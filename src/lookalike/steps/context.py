@@ -91,7 +91,7 @@ class Context:
 
     @cached_property
     def tracking(self) -> Tracking:
-        return Tracking.of(self.files, self.config.name, self.config.mlflow.tracking_uri)
+        return Tracking.of(self.files, self.config.experiment_name, self.config.mlflow.tracking_uri)
 
     @cached_property
     def files(self) -> str:

@@ -88,7 +88,7 @@ def run(context: Context) -> Evaluated:
         "versions": versions,
         "evaluate": config.evaluate.model_dump(),
     }
-    if (last := ledger.find(STEP, inputs)) and artifacts.exists(last.outputs["report"], REPORT):
+    if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["report"], REPORT)):
         return Evaluated(**last.outputs | {"unchanged": True})
     encoder = Encoder.open(trained["uri"])
     sample = _sample(context, encoder, versions)

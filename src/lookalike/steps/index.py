@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lookalike import artifacts
 from lookalike.encoder import Encoder
 from lookalike.index import Plan, build
@@ -43,9 +45,12 @@ def run(context: Context) -> Indexed:
         "items_version": embedded["items_version"],
     }
     inputs = {**made_from, "plan": config.index.model_dump()}
-    if (last := ledger.find(STEP, inputs)) and artifacts.exists(
-        artifacts.join(context.indexes, "versions", last.outputs["version"]), VERSION
-    ):
+    versions = artifacts.join(context.indexes, "versions")
+
+    def whole(made: dict[str, Any]) -> bool:
+        return artifacts.exists(artifacts.join(versions, made["version"]), VERSION)
+
+    if last := ledger.find(STEP, inputs, whole):
         return Indexed(**last.outputs | {"unchanged": True})
     dim = Encoder.open(trained["uri"]).specification.dim
     rows = catalogue.with_vectors(

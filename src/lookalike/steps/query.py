@@ -61,7 +61,7 @@ def run(
     else:
         import pandas as pd
 
-        model = load_champion(context.tracking, context.config.name)
+        model = load_champion(context.tracking, context.config.model_name)
         found = {}
         for name, data in files.items():
             row = pd.DataFrame([{"image": base64.b64encode(data).decode()}])
@@ -87,7 +87,7 @@ def _read(path: Path) -> bytes:
 def _samples(context: Context) -> dict[str, bytes]:
     from lookalike.serving.release import need_champion
 
-    tags = need_champion(context.tracking, context.config.name).tags
+    tags = need_champion(context.tracking, context.config.model_name).tags
     report = artifacts.open_artifact(tags["report"], "report")
     with artifacts.workbench() as folder:
         local = artifacts.fetch(report, folder)

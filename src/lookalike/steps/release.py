@@ -45,7 +45,7 @@ def run(context: Context) -> Released:
     last = ledger.last(STEP)
     if last is not None and last.inputs == inputs:
         # Killed between the ledger's commit and the alias, the alias is behind: mend it.
-        release.promote(context.tracking, config.name, last.outputs["number"])
+        release.promote(context.tracking, config.model_name, last.outputs["number"])
         return Released(**last.outputs | {"unchanged": True})
     figures = gated_figures(evaluated)
     check_gate(config.gate, evaluated, figures, last.outputs["figures"] if last else None)
@@ -60,12 +60,13 @@ def run(context: Context) -> Released:
         "report": evaluated["report"],
     }
     run = Run(context.tracking, evaluated["run_id"])
-    with artifacts.workbench() as folder:
+    with artifacts.workbench() as workbench:
+        folder = workbench / release.KIND
         release.assemble(folder, trained["uri"], context.indexes, inputs["index"], made_from)
-        number = release.log(run, folder, config.name, tags)
-    result = Released(name=config.name, number=number, figures=figures, **inputs)
+        number = release.log(run, folder, config.model_name, tags)
+    result = Released(name=config.model_name, number=number, figures=figures, **inputs)
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
-    release.promote(context.tracking, config.name, number)
+    release.promote(context.tracking, config.model_name, number)
     return result
 
 

@@ -24,7 +24,7 @@ def run(context: Context, host: str, port: int) -> None:
     """
     from lookalike.serving.release import need_champion
 
-    tracking, name = context.tracking, context.config.name
+    tracking, name = context.tracking, context.config.model_name
     number = need_champion(tracking, name).version
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": tracking.uri,

@@ -49,7 +49,7 @@ def run(context: Context) -> Snapshotted:
         seed=config.seed,
     )
     inputs = {"versions": versions, "recipe": asdict(recipe)}
-    if (last := ledger.find(STEP, inputs)) and artifacts.exists(last.outputs["uri"], snapshot.KIND):
+    if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], snapshot.KIND)):
         return Snapshotted(**last.outputs | {"unchanged": True})
     written = snapshot.write(context.tables, versions, recipe, context.files)
     items = written.meta["items"]

@@ -46,7 +46,7 @@ def run(context: Context) -> TrainedEncoder:
         "train": train.model_dump(mode="json"),
         "seed": config.seed,
     }
-    if (last := ledger.find(STEP, inputs)) and artifacts.exists(last.outputs["uri"], encoder.KIND):
+    if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], encoder.KIND)):
         return TrainedEncoder(**last.outputs | {"unchanged": True})
     with context.tracking.run("model") as run:
         run.params({"train": train.model_dump(), "seed": config.seed})
@@ -59,7 +59,8 @@ def run(context: Context) -> TrainedEncoder:
             made_from={"snapshot": snapshot["uri"], "config": config.recorded()},
             run=run,
         )
-        trained = launch.train(job,
+        trained = launch.train(
+            job,
             context.progress,
             context.log / f"train-{run.run_id}.log",
         )

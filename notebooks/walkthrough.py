@@ -9,6 +9,11 @@
 
 # COMMAND ----------
 
+# MAGIC %md
+# MAGIC On Databricks, this puts the package on driver and workers.
+
+# COMMAND ----------
+
 # MAGIC %pip install --quiet ..
 
 # COMMAND ----------
@@ -114,8 +119,8 @@ print(taken.words)
 
 # MAGIC %md
 # MAGIC ## Tune
-# MAGIC Searches the recipe's `tune.space` with Hyperopt, a short training a trial, trials side by side
-# MAGIC on the workers. Out come the best trial's values; MLflow has a run for each.
+# MAGIC Searches the recipe's `tune.space` with Hyperopt: a short training a trial, several at once
+# MAGIC on the workers. Out come the best trial's values; MLflow has a run for each trial.
 
 # COMMAND ----------
 
@@ -159,8 +164,8 @@ print(indexed.words)
 
 # MAGIC %md
 # MAGIC ## Evaluate
-# MAGIC Measures encoder and index on the test items, beside raw pixels. The picture shows queries with
-# MAGIC their nearest neighbours; a green frame says that the class is the same.
+# MAGIC Measures encoder and index on the test items, beside raw pixels. The picture shows queries
+# MAGIC with their nearest neighbours; a green frame says that the class is the same.
 
 # COMMAND ----------
 
@@ -181,8 +186,8 @@ else:
 
 # MAGIC %md
 # MAGIC ## Release
-# MAGIC Registers encoder and index as one MLflow model and makes it the champion, if the gate lets it
-# MAGIC pass. A refusal stops here, and the champion stays.
+# MAGIC Registers encoder and index as one MLflow model and makes it the champion, if the gate lets
+# MAGIC it pass. A refusal stops here, and the champion stays.
 
 # COMMAND ----------
 
@@ -206,7 +211,7 @@ table = pd.DataFrame(
         for name, answer in answered.answers.items()
         for found in answer
     ]
-)
+).round(4)
 if IN_NOTEBOOK:
     display(table)
 else:

@@ -1,0 +1,136 @@
+"""What tests share: small IDX files, a small recipe, the command line in a process of its own."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "fashion-mnist-sample"
+SECRET = "hunter2-is-no-password"
+QUICK = ("--set", "spark.master=local[2]")
+"""One process in place of a cluster, where the cluster is not what is tested."""
+FILES = {"train": "train", "test": "t10k"}
+"""Beginning of the sample's file names, by split."""
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file, gzipped, read naively."""
+    data = gzip.decompress(path.read_bytes())
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(data[3])]
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """An IDX file, gzipped."""
+    head = bytes([0, 0, 8, values.ndim])
+    head += b"".join(n.to_bytes(4, "big") for n in values.shape)
+    path.write_bytes(gzip.compress(head + values.tobytes()))
+
+
+def idx_files(folder: Path) -> dict[str, dict[str, str]]:
+    """Paths of a catalogue's four files, as a recipe's `data` names them."""
+    return {
+        split: {
+            "images": str(folder / f"{name}-images-idx3-ubyte.gz"),
+            "labels": str(folder / f"{name}-labels-idx1-ubyte.gz"),
+        }
+        for split, name in FILES.items()
+    }
+
+
+def write_catalogue(folder: Path, train: int, test: int) -> None:
+    """The first images of each class of the shipped sample."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source, target = idx_files(SAMPLE), idx_files(folder)
+    for split, count in (("train", train), ("test", test)):
+        images, labels = (read_idx(Path(source[split][kind])) for kind in ("images", "labels"))
+        rows = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(10)]))
+        write_idx(Path(target[split]["images"]), images[rows])
+        write_idx(Path(target[split]["labels"]), labels[rows])
+
+
+def write_recipe(folder: Path, train: int, test: int) -> Path:
+    """A small recipe on the first images of each class; one has a label that has no name."""
+    data = folder / "data"
+    write_catalogue(data, train, test)
+    files = idx_files(data)
+    labels = read_idx(Path(files["train"]["labels"])).copy()
+    labels[5] = 77
+    write_idx(Path(files["train"]["labels"]), labels)
+    recipe = yaml.safe_load((ROOT / "conf" / "demo.yaml").read_text())
+    recipe["data"] |= files
+    recipe |= {
+        "name": "small",
+        "warehouse": {"tables": str(folder / "wh" / "tables"), "files": str(folder / "wh")},
+        "spark": {
+            "master": "local-cluster[2,1,1024]",
+            "conf": {"spark.hadoop.fs.s3a.secret.key": SECRET},
+        },
+        "tune": {
+            "trials": 2,
+            "parallelism": 2,
+            "epochs": 1,
+            "space": {
+                "learning_rate": {"log_uniform": [0.004, 0.006]},
+                "embedding_size": {"choice": [24, 40]},
+            },
+        },
+        "train": {
+            "ranks": 2,
+            "epochs": 6,
+            "network": "simple_cnn",
+            "classes_per_batch": 5,
+            "images_per_class": 4,
+            "learning_rate": 0.003,
+        },
+        # On a few hundred images raw pixels may win; the gate's rules have tests of their own.
+        "gate": {"max_drop": 0.5, "above_raw_pixels": False},
+    }
+    conf = folder / "small.yaml"
+    conf.write_text(yaml.safe_dump(recipe))
+    return conf
+
+
+def command(*arguments: str, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command line, with some code before and after it in the same process."""
+    code = f"import sys\nfrom lookalike.cli import main\n{before}\nmain(sys.argv[1:])\n{after}"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"},
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Way:
+    """A warehouse that `lookalike run` made, and the report that it printed."""
+
+    conf: Path
+    warehouse: Path
+    report: dict[str, Any]
+
+    def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return command(*arguments, "--conf", str(self.conf), *QUICK, **more)
+
+    def step(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.report["steps"][name]
+        return found
+
+    @property
+    def release(self) -> Path:
+        """The release inside the model that the run logged first."""
+        found = self.warehouse.glob("mlflow/artifacts/models/*/artifacts/artifacts/release")
+        return min(found, key=lambda path: path.stat().st_mtime)

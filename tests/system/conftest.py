@@ -1,0 +1,32 @@
+"""The whole way, once, by the command line; and a Spark session to look at what it made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from support import Way, command, write_recipe
+
+from lookalike import config
+from lookalike.steps.context import Context
+
+
+@pytest.fixture(scope="session")
+def way(tmp_path_factory: pytest.TempPathFactory) -> Way:
+    """All nine steps on a few hundred images: 2 Spark workers, 2 trials, 2 Horovod ranks."""
+    folder = tmp_path_factory.mktemp("way")
+    conf = write_recipe(folder, train=50, test=12)
+    done = command(
+        *("run", "--json", "--conf", str(conf)),
+        after="assert 'tensorflow' not in sys.modules, 'TensorFlow came into the driver'",
+    )
+    assert done.returncode == 0, done.stderr
+    return Way(conf, folder / "wh", json.loads(done.stdout))
+
+
+@pytest.fixture(scope="session")
+def context(way: Way) -> Iterator[Context]:
+    """The way's recipe with a Spark session in this process."""
+    with Context(config.load(way.conf)) as opened:
+        yield opened

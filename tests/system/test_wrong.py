@@ -1,0 +1,222 @@
+"""Bad sources, kills, and gates that refuse: nothing half-written, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from support import QUICK, Way, command, idx_files, read_idx, write_catalogue, write_idx, write_recipe
+
+from lookalike.errors import DataError
+from lookalike.lake import ingest
+from lookalike.lake.sources import IdxSource
+from lookalike.lake.tables import Tables
+from lookalike.steps.context import Context
+
+KILL = "import os, signal\ndef kill(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
+RULES = ingest.Rules(validation_share=0.1, max_reject_share=0.05, phash=True, seed=1)
+
+
+def killed(where: str) -> str:
+    """Code that makes a function kill the process with SIGKILL."""
+    module, _, name = where.rpartition(".")
+    owner, _, method = module.rpartition(":")
+    target = f"importlib.import_module({owner or module!r})" + (f".{method}" if owner else "")
+    return f"{KILL}import importlib\nsetattr({target}, {name!r}, kill)"
+
+
+@pytest.fixture
+def fresh(context: Context, tmp_path: Path) -> Tables:
+    """Empty tables of another warehouse, in the session's Spark."""
+    tables = Tables(context.spark, str(tmp_path / "tables"))
+    tables.ensure()
+    return tables
+
+
+@pytest.fixture
+def source(context: Context, tmp_path: Path) -> IdxSource:
+    """A source of its own, to be damaged."""
+    write_catalogue(tmp_path, train=4, test=2)
+    data = context.config.data
+    return IdxSource(context.spark, type(data)(**data.model_dump() | idx_files(tmp_path)))
+
+
+def counts(tables: Tables) -> dict[str, int]:
+    return {t: tables.read(t).count() for t in ("items", "contents", "splits", "rejects")}
+
+
+def test_load_again_with_a_change_touches_what_changed(fresh: Tables, source: IdxSource) -> None:
+    first = ingest.load(fresh, source, RULES)
+    assert (first.seen, first.changed) == (60, 60)
+    assert ingest.load(fresh, source, RULES).seen == 0
+    splits = {r["item_id"]: r["split"] for r in fresh.read("splits").collect()}
+    version = fresh.version("items")
+    labels = Path(source.data.test.labels)
+    values = read_idx(labels).copy()
+    values[0] = (values[0] + 1) % 10
+    write_idx(labels, values)
+    second = ingest.load(fresh, source, RULES)
+    assert (second.seen, second.used) == (20, 20)
+    feed = fresh.spark.sql(
+        f"SELECT * FROM table_changes_by_path('{fresh.location}/items', {version + 1})"
+    )
+    updated = feed.where("_change_type = 'update_postimage'").collect()
+    # The file is another version, so its items are; only one has another label.
+    assert len(updated) == 20
+    before = {r["item_id"]: r for r in fresh.read("items", version).collect()}
+    assert [r["item_id"] for r in updated if before[r["item_id"]]["label"] != r["label"]] == [
+        "test-000000"
+    ]
+    assert {r["item_id"]: r["split"] for r in fresh.read("splits").collect()} == splits
+    assert counts(fresh) == {"items": 60, "contents": 60, "splits": 60, "rejects": 0}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing", "there is no file"),
+        ("wrong magic", "is no IDX file"),
+        ("cut gzip", "breaks off"),
+        ("labels for images", "is an IDX label file"),
+        ("other count", "40 images and .* has 7 labels"),
+        ("unknown labels", "40 of 60 items cannot be used.*unknown_label.*label 99"),
+    ],
+)
+def test_a_bad_source_commits_nothing(
+    fresh: Tables, source: IdxSource, damage: str, said: str
+) -> None:
+    images, labels = Path(source.data.train.images), Path(source.data.train.labels)
+    match damage:
+        case "missing":
+            images.unlink()
+        case "wrong magic":
+            images.write_bytes(b"GIF89a......")
+        case "cut gzip":
+            images.write_bytes(images.read_bytes()[:-500])
+        case "labels for images":
+            images.write_bytes(labels.read_bytes())
+        case "other count":
+            write_idx(labels, np.zeros(7, np.uint8))
+        case "unknown labels":
+            write_idx(labels, np.full(40, 99, np.uint8))
+    with pytest.raises(DataError, match=said) as raised:
+        ingest.load(fresh, source, RULES)
+    assert "\n" not in str(raised.value)
+    assert counts(fresh) == {"items": 0, "contents": 0, "splits": 0, "rejects": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["ingest", "--set", "data.train.images=/no/such/file"], 3, "DataError: /no/such/file"),
+        (["ingest", "--set", "data.train.images=README.md"], 3, "is no IDX file"),
+        (["run", "--set", "train.images_per_class=90"], 2, "train.images_per_class"),
+        (["train", "--set", "train.ranks=9"], 2, "train.ranks = 9"),
+        (["ingest", "--set", "warehouse.files=README.md/x"], 2, "cannot be written to"),
+        (["ingest", "--set", "warehouse.tables=README.md/x"], 2, "cannot be made a folder"),
+        (["nonsense"], 2, "No such command"),
+        (["query", "--set", "name=nobody"], 3, "has no champion yet"),
+    ],
+)
+def test_exit_codes_and_words(way: Way, arguments: list[str], code: int, said: str) -> None:
+    done = way.command(*arguments)
+    assert done.returncode == code, done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_step_is_named(tmp_path: Path) -> None:
+    conf = write_recipe(tmp_path, train=5, test=2)
+    done = command("snapshot", "--conf", str(conf), *QUICK)
+    assert done.returncode == 3
+    assert "has no committed ingest. Run `lookalike ingest` first" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "lookalike.lake.ingest._add_splits",  # contents are in, items are not
+        "lookalike.lake.ledger:Ledger.commit",  # all is in, the ledger does not know
+    ],
+)
+def test_a_killed_ingest_is_finished_by_the_next(
+    context: Context, tmp_path: Path, where: str
+) -> None:
+    """Invariant 7."""
+    conf = write_recipe(tmp_path, train=6, test=2)
+    dead = command("ingest", "--conf", str(conf), *QUICK, before=killed(where))
+    assert dead.returncode == -9
+    done = command("ingest", "--json", "--conf", str(conf), *QUICK)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["items"] == 79
+    tables = tmp_path / "wh" / "tables"
+    found = counts(Tables(context.spark, str(tables)))
+    assert found == {"items": 79, "contents": 79, "splits": 79, "rejects": 1}
+
+
+def test_a_killed_index_leaves_the_one_before(way: Way) -> None:
+    """Invariant 7: killed as the version's manifest would be written, then run again."""
+    versions = way.warehouse / "index" / "versions"
+    before = sorted(versions.iterdir())
+    change = ("--set", "index.ef_search=99")
+    code = (
+        f"{KILL}import lookalike.artifacts as a\nseal = a.seal\n"
+        "def sealed(uri, kind, *rest):\n"
+        "    return kill() if kind == 'index' else seal(uri, kind, *rest)\n"
+        "a.seal = sealed"
+    )
+    dead = way.command("index", *change, before=code)
+    assert dead.returncode == -9
+    assert sorted(p for p in versions.iterdir() if (p / "manifest.json").exists()) == before
+    image = str(next((way.warehouse / "reports").glob("*/queries/*.png")))
+    assert way.command("query", image).returncode == 0
+    done = way.command("index", *change, "--json")
+    assert done.returncode == 0, done.stderr
+    assert (versions / json.loads(done.stdout)["version"] / "manifest.json").exists()
+    # The way's own recipe again, so that later tests find what they know.
+    assert json.loads(way.command("index", "--json").stdout)["version"] == before[0].name
+
+
+def champion(context: Context, alias: str = "champion") -> int:
+    client = MlflowClient(context.tracking.uri)
+    return int(client.get_model_version_by_alias("small", alias).version)
+
+
+def test_a_release_killed_before_its_alias_is_repaired(way: Way, context: Context) -> None:
+    """Invariant 7: the ledger's commit decides, the alias follows."""
+    first = champion(context)
+    change = ("--set", "index.ef_search=50")
+    for step in ("index", "evaluate"):
+        done = way.command(step, *change)
+        assert done.returncode == 0, done.stderr
+    dead = way.command("release", *change, before=killed("lookalike.serving.release.promote"))
+    assert dead.returncode == -9
+    assert champion(context) == first
+    done = way.command("release", *change, "--json")
+    assert done.returncode == 0, done.stderr
+    released = json.loads(done.stdout)
+    assert released["unchanged"]
+    assert champion(context) == released["number"] != first
+    assert champion(context, "previous") == first
+
+
+def test_a_worse_encoder_is_refused_and_the_champion_stays(way: Way, context: Context) -> None:
+    before = champion(context)
+    worse = (
+        "tune.trials=0",
+        "train.epochs=1",
+        "train.learning_rate=0.000001",
+        "gate.max_drop=0.05",
+    )
+    settings = [word for setting in worse for word in ("--set", setting)]
+    refused = way.command("run", *settings)
+    assert refused.returncode == 4, refused.stderr
+    assert "the gate refused this candidate" in refused.stderr
+    assert "The release gate" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "raw pixels" in refused.stdout  # its figures are shown all the same
+    assert champion(context) == before
