@@ -4,17 +4,18 @@
 # MAGIC From a catalogue of images to a released model that finds similar items. Each cell below is
 # MAGIC one step; it reads what the step before committed. Run again, a step finds its work done.
 # MAGIC
-# MAGIC As a script: `python notebooks/lookalike.py [CONF] [KEY=VALUE ...]`. Paths in the recipe and
-# MAGIC in the settings are relative to the repository.
+# MAGIC As a script: `python notebooks/walkthrough.py [CONF] [KEY=VALUE ...]`. Paths in the recipe
+# MAGIC and in the settings are relative to the repository.
 
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC On Databricks, this puts the package on driver and workers.
+# MAGIC On Databricks (Runtime 15.4 LTS ML), this puts the package on driver and workers. The file's
+# MAGIC constraints leave the runtime's TensorFlow, Spark and Horovod as they are.
 
 # COMMAND ----------
 
-# MAGIC %pip install --quiet ..
+# MAGIC %pip install --quiet -r ../conf/databricks-15.4-requirements.txt ..
 
 # COMMAND ----------
 
@@ -24,23 +25,15 @@
 
 # MAGIC %md
 # MAGIC ## Recipe
-# MAGIC On Databricks the widgets above say which recipe, and where tables, files and data are. The
-# MAGIC schema and the volume must be there.
+# MAGIC On Databricks the widgets above say which recipe, and where tables, files, data and MLflow's
+# MAGIC experiment are. The schema and the volume must be there.
 
 # COMMAND ----------
 
-# ruff: noqa: E402
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-
-HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-REPOSITORY = HERE.parent
-IN_NOTEBOOK = "get_ipython" in globals()
-
-# Scripts find modules beside them first, and this one has the package's name.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
 
 import pandas as pd
 
@@ -58,12 +51,20 @@ from lookalike.steps import (
 )
 from lookalike.steps.context import Context
 
+HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
+REPOSITORY = HERE.parent
+IN_NOTEBOOK = "get_ipython" in globals()
+
 if dbutils := globals().get("dbutils"):
+    from pyspark.sql import SparkSession
+
+    ((user,),) = SparkSession.builder.getOrCreate().sql("SELECT current_user()").collect()
     asked = {
         "conf": "conf/demo.yaml",
         "tables": "main.lookalike",
         "files": "/Volumes/main/lookalike/files",
         "data": f"file:{REPOSITORY}/data/fashion-mnist-sample",
+        "experiment": f"/Users/{user}/lookalike-walkthrough",
         "settings": "",
     }
     for name, default in asked.items():
@@ -74,6 +75,8 @@ if dbutils := globals().get("dbutils"):
         "spark.master=null",  # the cluster's own session
         f"warehouse.tables={asked['tables']}",
         f"warehouse.files={asked['files']}",
+        f"mlflow.experiment={asked['experiment']}",
+        f"mlflow.model={asked['tables']}.lookalike",
         f"data.train.images={asked['data']}/train-images-idx3-ubyte.gz",
         f"data.train.labels={asked['data']}/train-labels-idx1-ubyte.gz",
         f"data.test.images={asked['data']}/t10k-images-idx3-ubyte.gz",

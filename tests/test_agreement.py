@@ -1,9 +1,10 @@
-"""The same steps, in the same order, wherever they are listed."""
+"""The same steps, in the same order, wherever they are listed; the same packages, too."""
 
 from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lookalike import cli, config
 from lookalike.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "lookalike.py"
+NOTEBOOK = ROOT / "notebooks" / "walkthrough.py"
 NOT_STEPS = {"run", "serve"}
 JOB = '''"""The `{step}` step, as a cluster's scheduler runs it."""
 
@@ -92,11 +93,11 @@ def test_a_task_runs_its_script(job: dict[str, Any]) -> None:
         assert script.is_file()
 
 
-def test_tasks_share_cluster_wheel_and_recipe(job: dict[str, Any]) -> None:
+def test_tasks_share_cluster_libraries_and_recipe(job: dict[str, Any]) -> None:
     (cluster,) = job["job_clusters"]
     for task in job["tasks"]:
         assert task["job_cluster_key"] == cluster["job_cluster_key"]
-        assert task["libraries"] == [{"whl": "../dist/*.whl"}]
+        assert task["libraries"] == job["tasks"][0]["libraries"]
         assert (
             task["spark_python_task"]["parameters"]
             == job["tasks"][0]["spark_python_task"]["parameters"]
@@ -105,7 +106,13 @@ def test_tasks_share_cluster_wheel_and_recipe(job: dict[str, Any]) -> None:
 
 def test_the_tasks_recipe_is_one(bundle: dict[str, Any], job: dict[str, Any]) -> None:
     defaults = {f"var.{name}": str(v["default"]) for name, v in bundle["variables"].items()}
-    known = {**defaults, "workspace.file_path": str(ROOT)}
+    known = {
+        **defaults,
+        "workspace.file_path": str(ROOT),
+        "workspace.current_user.userName": "someone@example.com",
+        "bundle.name": bundle["bundle"]["name"],
+        "bundle.target": "dev",
+    }
 
     def filled(text: str) -> str:
         while (done := re.sub(r"\$\{([\w.]+)\}", lambda found: known[found[1]], text)) != text:
@@ -121,9 +128,50 @@ def test_the_tasks_recipe_is_one(bundle: dict[str, Any], job: dict[str, Any]) ->
     assert recipe.spark.master is None
     assert re.fullmatch(r"\w+\.\w+", recipe.warehouse.tables)
     assert re.fullmatch(r"/Volumes/\w+/\w+/\w+", recipe.warehouse.files)
+    assert recipe.experiment_name == "/Users/someone@example.com/lookalike-dev"
+    assert recipe.model_name == f"{recipe.warehouse.tables}.lookalike"
     for files in (recipe.data.train, recipe.data.test):
         for path in (files.images, files.labels):
             assert Path(path.removeprefix("file:")).is_file()
+
+
+@pytest.fixture(scope="module")
+def requirements(job: dict[str, Any]) -> Path:
+    """What the job installs beside the wheel, and before it."""
+    first, wheel = job["tasks"][0]["libraries"]
+    assert wheel == {"whl": "../dist/*.whl"}
+    return (ROOT / "resources" / first["requirements"]).resolve()
+
+
+def _lines(path: Path) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def _names(lines: list[str]) -> set[str]:
+    return {re.split(r"[<>=]", line)[0] for line in lines}
+
+
+def test_the_job_installs_under_constraints(job: dict[str, Any], requirements: Path) -> None:
+    (cluster,) = job["job_clusters"]
+    (runtime,) = re.findall(r"^\d+\.\d+", cluster["new_cluster"]["spark_version"])
+    named, *packages = _lines(requirements)
+    constraints = requirements.parent / named.removeprefix("-c ")
+
+    assert named == f"-c {constraints.name}"
+    assert constraints.is_file()
+    assert requirements.name.startswith(f"databricks-{runtime}-")
+    assert constraints.name.startswith(f"databricks-{runtime}-")
+    pinned = _lines(constraints)
+    assert all("==" in pin for pin in pinned)
+    theirs = {"tensorflow", "tf-keras", "pyspark", "horovod", "hyperopt", "petastorm"}
+    assert _names(pinned) >= theirs | {"protobuf", "pyarrow"}
+    assert _names(packages).isdisjoint(theirs)
+
+
+def test_the_job_installs_what_the_wheel_needs(requirements: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["dependencies"]) <= set(_lines(requirements))
 
 
 def test_all_that_the_bundle_includes_exists(bundle: dict[str, Any]) -> None:
@@ -161,6 +209,18 @@ def _steps_called(cell: str) -> list[str]:
             isinstance(argument, ast.Name) and argument.id == "context" for argument in node.args
         )
     ]
+
+
+def test_notebook_installs_and_sets_what_the_job_does(
+    job: dict[str, Any], requirements: Path
+) -> None:
+    source = NOTEBOOK.read_text(encoding="utf-8")
+    (installed,) = re.findall(r"^# MAGIC %pip install .*-r (\S+)", source, flags=re.MULTILINE)
+    assert (NOTEBOOK.parent / installed).resolve() == requirements
+
+    parameters = job["tasks"][0]["spark_python_task"]["parameters"]
+    in_job = {value.partition("=")[0] for value in parameters if "=" in value}
+    assert set(re.findall(r'^ +f?"([\w.]+)=.*",', source, flags=re.MULTILINE)) == in_job
 
 
 def test_notebook_takes_its_steps_from_the_package() -> None:
