@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from support import QUICK, Way, command, idx_files, read_idx, write_catalogue, write_idx, write_recipe
+from support import (
+    QUICK,
+    Way,
+    command,
+    idx_files,
+    read_idx,
+    write_catalogue,
+    write_idx,
+    write_recipe,
+)
 
 from lookalike.errors import DataError
 from lookalike.lake import ingest

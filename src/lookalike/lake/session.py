@@ -21,7 +21,13 @@ from lookalike.config import Spark
 JAVA_VERSIONS = (8, 11, 17)
 """What Spark 3.5 runs on."""
 
-_QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+# Jobs of seconds on a few cores never pay back what is compiled for them; the work is Python's.
+_QUICK = {
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
 _DAEMON = "lookalike.lake.daemon"
 _RAISED = re.compile(r"lookalike\.errors\.(\w+): (.+)")
 
@@ -66,9 +72,7 @@ def open_session(config: Spark, name: str) -> SparkSession:
         "spark.python.daemon.module": _DAEMON,
     }
     if config.master.startswith("local"):
-        # Jobs of seconds never pay back the second compiler's work on a few cores.
-        settings["spark.driver.extraJavaOptions"] = _QUICK_JAVA
-        settings["spark.executor.extraJavaOptions"] = _QUICK_JAVA
+        settings |= _QUICK
     for key, value in settings.items():
         if key not in config.conf:
             builder = builder.config(key, value)

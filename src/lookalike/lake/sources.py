@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final, Protocol
 
 import numpy as np
@@ -51,25 +52,36 @@ class IdxSource:
             (row["source"], row["source_version"])
             for row in items.select("source", "source_version").distinct().toLocalIterator()
         }
+        both = (("train", self.data.train), ("test", self.data.test))
+        found = self._versions([p for _, files in both for p in (files.images, files.labels)])
         parts = []
-        for split, files in (("train", self.data.train), ("test", self.data.test)):
-            version = f"{self._version(files.images)}+{self._version(files.labels)}"
+        for split, files in both:
+            version = f"{found[files.images]}+{found[files.labels]}"
             if (files.images, version) not in known:
                 parts.append(self._chunks(split, files, version))
         if not parts:
             return None
-        chunks = parts[0] if len(parts) == 1 else parts[0].unionByName(parts[1])
+        chunks = reduce(DataFrame.unionByName, parts)
         names = self.data.label_names
         return chunks.repartition(
             4 * self.spark.sparkContext.defaultParallelism, "split", "start"
         ).mapInArrow(lambda batches: _rows(batches, names), STAGED)
 
-    def _version(self, path: str) -> str:
+    def _versions(self, paths: list[str]) -> dict[str, str]:
         # Without its content column, Spark's binaryFile lists files and opens none.
-        row = self._file(path).select("modificationTime", "length").first()
-        if row is None:
-            raise _missing(path)
-        return f"{row['modificationTime'].timestamp():.3f}-{row['length']}"
+        listed = [
+            self._file(path).select(F.lit(path).alias("name"), "modificationTime", "length")
+            for path in paths
+        ]
+        rows = reduce(DataFrame.unionByName, listed).collect()
+        found = {
+            row["name"]: f"{row['modificationTime'].timestamp():.3f}-{row['length']}"
+            for row in rows
+        }
+        for path in paths:
+            if path not in found:
+                raise _missing(path)
+        return found
 
     def _file(self, path: str) -> DataFrame:
         try:
