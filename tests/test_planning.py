@@ -72,3 +72,12 @@ def test_impossible_batches_are_refused_with_what_is_possible() -> None:
         planning.check_classes(np.array([5, 5, 5]), BatchShape(4, 2))
     with pytest.raises(ConfigError, match="no class has two images"):
         planning.check_classes(np.array([1, 1, 1]), BatchShape(2, 2))
+
+
+def test_blocks_are_even_where_every_class_lies_in_all() -> None:
+    sizes = np.array([889, 880, 891, 879, 893, 905, 902, 879, 887, 909])
+    layout = planning.lay_out(sizes, 48, 8)
+    held = np.zeros(48, dtype=int)
+    for start, width, size in zip(layout.start, layout.width, sizes, strict=True):
+        held += np.bincount((start + np.arange(size) % width) % 48, minlength=48)
+    assert held.max() - held.min() <= 1

@@ -69,7 +69,8 @@ def lay_out(counts: np.ndarray, blocks: int, images: int) -> Layout:
     """
     width = np.clip(counts // images, 1, blocks)
     # Each class begins where the one before it ended, as cards are dealt.
-    start = (np.cumsum(width) - width) % blocks
+    dealt = np.where(width == blocks, counts, width)
+    start = (np.cumsum(dealt) - dealt) % blocks
     return Layout(blocks, start.astype(np.int64), width.astype(np.int64))
 
 

@@ -1,9 +1,12 @@
 """What ranks read, by real Petastorm readers."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, DataError
 from lookalike.model.batches import Batch, Shard, Snapshot, epoch_batches
 from lookalike.planning import BatchShape
 
@@ -73,6 +76,15 @@ def test_every_item_is_reached_over_some_epochs(uri: str) -> None:
         i for number in range(12) for rank in range(2) for i in ids(epoch(uri, rank, 2, number))
     }
     assert seen == {f"{c}/{i}" for c, size in enumerate(SIZES) for i in range(size)}
+
+
+def test_a_block_that_gives_fewer_images_than_it_holds_is_refused(uri: str) -> None:
+    manifest = Path(uri) / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    raw["meta"]["blocks"]["train"][3]["items"] += 1
+    manifest.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=r"rank 0 read 187 of the 188 images"):
+        epoch(uri, 0, 1)
 
 
 def test_more_ranks_than_blocks_is_refused(make_snapshot) -> None:
