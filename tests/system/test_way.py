@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import requests
 from mlflow import MlflowClient
+from PIL import Image
 from support import SECRET, Way, read_idx
 
 from lookalike import artifacts
@@ -302,8 +303,13 @@ def test_query_by_the_command_line(way: Way, endpoint: str, tmp_path: Path) -> N
     assert Path(image).stem in shown.stdout
     text = tmp_path / "text.png"
     text.write_text("no image")
+    empty, bomb = tmp_path / "empty.png", tmp_path / "bomb.png"
+    empty.touch()
+    Image.new("1", (40_000, 40_000)).save(bomb)
     for arguments, said in (
         ((str(text),), "are not an image"),
+        ((str(empty),), "0 bytes"),
+        ((str(bomb),), "at most 64,000,000 pixels"),
         ((str(tmp_path / "nowhere.png"),), "cannot be read"),
         ((str(text), "--url", endpoint), "are not an image"),
     ):

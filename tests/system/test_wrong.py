@@ -144,6 +144,18 @@ def test_a_missing_step_is_named(tmp_path: Path) -> None:
     assert "has no committed ingest. Run `lookalike ingest` first" in done.stderr
 
 
+def test_java_comes_along_where_the_machine_has_none_that_fits(tmp_path: Path) -> None:
+    conf = write_recipe(tmp_path, train=5, test=2)
+    java = tmp_path / "java" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text("#!/bin/sh\necho 'openjdk version \"23.0.1\" 2024-10-15' >&2\n")
+    java.chmod(0o755)
+    before = f"import os; os.environ['JAVA_HOME'] = {str(tmp_path / 'java')!r}"
+    done = command("ingest", "--conf", str(conf), *QUICK, before=before)
+    assert done.returncode == 0, done.stderr
+    assert "70 in = 69 out + 1 rejected" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     "where",
     [

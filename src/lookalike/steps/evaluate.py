@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ PROTOCOLS: Final = {
 }
 _RAW_SIZE = 32  # raw pixels are compared at this size at most
 _RECALL_AT = 10
+_CHUNK = 256  # queries searched for at a time: as deep as a class is large
 
 
 class Evaluated(Result):
@@ -182,14 +184,15 @@ def _index_scores(sample: Sample, index: Index) -> Scores:
     test, labels = sample.test, sample.labels
     among = _gallery_rows(sample, index)
     depth = metrics.ranking_depth(labels[test], labels[~test])
-    _, rows = index.search_rows(metrics.unit(sample.vectors[test]), depth, among)
-    own = np.array([*index.labels.to_pylist(), None], dtype=object)  # row -1: none found
-    return metrics.scores(
-        iter([own[rows]]),
-        labels[test].astype(object),
-        labels[~test],
-        self_in_gallery=False,
-    )
+    queries = metrics.unit(sample.vectors[test])
+    # Row -1, where fewer were found, gets the last label: none.
+    names = np.array([name or "" for name in index.labels.to_pylist()] + [""])
+
+    def ranked() -> Iterator[np.ndarray]:
+        for begin in range(0, len(queries), _CHUNK):
+            yield names[index.search_rows(queries[begin : begin + _CHUNK], depth, among)[1]]
+
+    return metrics.scores(ranked(), labels[test], labels[~test], self_in_gallery=False)
 
 
 def _top(sample: Sample, index: Index) -> tuple[np.ndarray, np.ndarray]:

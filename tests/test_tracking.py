@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from lookalike.errors import ConfigError
+from lookalike.tracking import Tracking, flat
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_config_wins_over_environment_over_the_warehouse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Tracking.of(str(tmp_path), "x", None)
+    assert own.uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert own.artifact_root == f"{tmp_path}/mlflow/artifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    assert Tracking.of(str(tmp_path), "x", None) == Tracking("http://there", "x")
+    assert Tracking.of(str(tmp_path), "x", "http://here") == Tracking("http://here", "x")
+
+
+def test_a_remote_warehouse_needs_a_server() -> None:
+    with pytest.raises(ConfigError, match=r"mlflow.tracking_uri is not set.*s3://bucket"):
+        Tracking.of("s3://bucket/x", "x", None)
+
+
+def test_a_run_ends_as_what_happened(tmp_path: Path) -> None:
+    tracking = Tracking.of(str(tmp_path), "x", None)
+    with tracking.run("good") as good:
+        good.params({"a": {"b": 1}, "long": "x" * 600})
+        good.metrics({"m": 0.5}, step=3)
+        assert good.latest() == {"m": 0.5}
+    with pytest.raises(ValueError, match="no"), tracking.run("bad") as bad:
+        raise ValueError("no")
+    with pytest.raises(KeyboardInterrupt), tracking.run("stopped", good.run_id) as stopped:
+        raise KeyboardInterrupt
+    client = tracking.client
+    found = {run.run_id: client.get_run(run.run_id) for run in (good, bad, stopped)}
+    assert [run.info.status for run in found.values()] == ["FINISHED", "FAILED", "KILLED"]
+    assert found[good.run_id].data.params["a.b"] == "1"
+    assert found[stopped.run_id].data.tags["mlflow.parentRunId"] == good.run_id
+
+
+def test_flat() -> None:
+    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
