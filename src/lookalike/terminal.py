@@ -53,6 +53,7 @@ class Terminal:
     @contextmanager
     def step(self, name: str, place: str) -> Iterator[Callable[[int, int], None]]:
         """A progress bar for a step; yields what tells it of progress."""
+        live = self.err.is_terminal  # in a log, a bar is but empty lines
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -60,7 +61,7 @@ class Terminal:
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.err, transient=True) as progress:
+        with Progress(*columns, console=self.err, transient=True, disable=not live) as progress:
             bar = progress.add_task(f"{place} {name}", total=None, count="")
 
             def tell(done: int, total: int) -> None:
@@ -72,7 +73,8 @@ class Terminal:
         seconds = time.monotonic() - begin
         mark = "[dim]=[/dim]" if unchanged else "[green]✓[/green]"
         self.err.print(
-            f"{mark} {place} [bold]{name}[/bold] [dim]{seconds:.0f} s[/dim]  {escape(words)}"
+            f"{mark} {place} [bold]{name}[/bold] [dim]{seconds:.0f} s[/dim]  {escape(words)}",
+            soft_wrap=True,
         )
 
     def table(self, title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
