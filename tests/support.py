@@ -109,7 +109,8 @@ def command(*arguments: str, before: str = "", after: str = "") -> subprocess.Co
         text=True,
         timeout=600,
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "200"},
+        # Not UTC, so that nothing comes to rest on it.
+        env=os.environ | {"COLUMNS": "200", "TZ": "Asia/Kolkata"},
         check=False,
     )
 

@@ -53,7 +53,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 def test_blocks_are_bounded_in_bytes(items: int, item_bytes: int, p: int, k: int) -> None:
     blocks = planning.block_count(items, item_bytes, BatchShape(p, k))
     assert blocks >= 1
-    # Rounded down to a multiple of 12, a block grows by at most half.
+    # Rounded down to a multiple of 12, a block may nearly double.
     assert -(-items // blocks) * item_bytes <= 2 * planning.BLOCK_BYTES + item_bytes
 
 

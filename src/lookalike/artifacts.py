@@ -111,6 +111,12 @@ def local_path(uri: str) -> Path | None:
     return None if _SCHEME.match(uri) else Path(uri).absolute()
 
 
+def plain_uri(uri: str) -> str:
+    """As a URI for Hadoop and Petastorm, which take what a file: URI says letter by letter."""
+    local = local_path(uri)
+    return uri if local is None else f"file://{local}"
+
+
 def new_name() -> str:
     """A folder name nobody has used: UTC time, then 8 random digits. Sorts by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"

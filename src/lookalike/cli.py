@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = ended.code
     except Exception as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exception(error)
         terminal.error(error)
         code = error.exit_code if isinstance(error, LookalikeError) else 1
     if code:

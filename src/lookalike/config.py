@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, scrubbed
 from lookalike.images import Preprocessing
 from lookalike.planning import BatchShape
 
@@ -144,6 +145,15 @@ class Choice(_Model):
     choice: Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
+_NOT_SEARCHED = (
+    "ranks",
+    "threads",
+    "epochs",
+    "classes_per_batch",
+    "images_per_class",
+    "buffer_mb",
+    "validation_items",
+)
 Range = LogUniform | Uniform | Integers | Choice
 
 
@@ -235,7 +245,9 @@ class Config(_Model):
 
     def recorded(self) -> dict[str, Any]:
         """What artefacts, ledger and MLflow keep of a recipe: not what may hold secrets."""
-        return self.model_dump(mode="json", exclude={"mlflow", "spark"})
+        kept = self.model_dump_json(exclude={"mlflow", "spark"})
+        recorded: dict[str, Any] = json.loads(scrubbed(kept))
+        return recorded
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
@@ -270,6 +282,11 @@ class Config(_Model):
 
     def _searchable(self) -> None:
         for key, spec in self.tune.space.items():
+            if key in _NOT_SEARCHED:
+                raise ValueError(
+                    f"tune.space: {key!r} is not searched: budget, snapshot and cluster are made "
+                    f"for the recipe's own. Not searched: {', '.join(_NOT_SEARCHED)}"
+                )
             (word,) = type(spec).model_fields
             for value in getattr(spec, word):
                 try:
@@ -327,7 +344,9 @@ def load(path: Path, settings: Sequence[str] = ()) -> Config:
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, known: bool = False) -> None:
-    *parents, last = key.split(".")
+    # Spark's own keys have dots of theirs: below spark.conf a key is one.
+    head, conf, rest = key.partition("spark.conf.")
+    *parents, last = ["spark", "conf", rest] if conf and not head else key.split(".")
     inner: Any = raw
     for parent in parents:
         inner = inner.get(parent) if known else inner.setdefault(parent, {})
@@ -375,7 +394,12 @@ def _in_words(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return message if not key else f"{key} = {error['input']!r}: {message}"
+    if not key or error["loc"][0] in _MAY_HOLD_SECRETS:
+        return f"{key}: {message}".removeprefix(": ")
+    return f"{key} = {error['input']!r}: {message}"
+
+
+_MAY_HOLD_SECRETS = ("spark", "mlflow")
 
 
 def _siblings(model: Any, path: tuple[Any, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -76,3 +77,8 @@ def restored(
     error = kind.__new__(kind, message)
     error.__dict__.update(facts or {})
     return error
+
+
+def scrubbed(text: str) -> str:
+    """A text without the user and password of the addresses in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

@@ -51,10 +51,10 @@ class Layout:
 def block_count(items: int, item_bytes: int, batch: BatchShape) -> int:
     """Number of blocks for `items` images of `item_bytes` bytes each.
 
-    At most `BLOCK_BYTES` a block; about `BLOCKS` where that leaves each block two batches.
+    At most about `BLOCK_BYTES` a block; up to `BLOCKS` where that leaves each block a batch.
     """
     by_bytes = -(-items * item_bytes // BLOCK_BYTES)
-    by_batches = min(BLOCKS, items // (2 * batch.size))
+    by_batches = min(BLOCKS, items // batch.size)
     blocks = max(1, by_bytes, by_batches)
     return blocks - blocks % 12 if blocks > 12 else blocks
 

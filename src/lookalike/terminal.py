@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lookalike.errors import GateError, LookalikeError
+from lookalike.errors import GateError, LookalikeError, scrubbed
 
 
 class Terminal:
@@ -98,7 +98,7 @@ class Terminal:
             first = str(error).strip().splitlines()[:1]
             kind, said = type(error).__name__, first[0] if first else "no message"
             said += " (an error nobody foresaw: --debug shows where)"
-        self.err.print(f"[red bold]{kind}[/red bold]: {escape(said)}", soft_wrap=True)
+        self.err.print(f"[red bold]{kind}[/red bold]: {escape(scrubbed(said))}", soft_wrap=True)
         if self.log is not None and self.log.exists() and not isinstance(error, LookalikeError):
             self.err.print(
                 f"[dim]What its parts printed is in {escape(str(self.log))}[/dim]",

@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -54,3 +55,15 @@ def test_a_peek_reads_the_count_alone(tmp_path: Path, pack) -> None:
         idx.peek(file, idx.LABELS)
     with pytest.raises(DataError, match="cannot be read"):
         idx.peek(tmp_path / "nowhere", idx.IMAGES)
+
+
+def test_the_full_files() -> None:
+    folder = os.environ.get("LOOKALIKE_DATA")
+    if folder is None:
+        pytest.skip("LOOKALIKE_DATA names no folder with fashion-mnist/, the four full files")
+    for name, count in (("train", 60_000), ("t10k", 10_000)):
+        files = [Path(folder) / "fashion-mnist" / f"{name}-{kind}-ubyte.gz"
+                 for kind in ("images-idx3", "labels-idx1")]  # fmt: skip
+        pixels, labels = idx.parse_pair(*(file.read_bytes() for file in files), "i", "l")
+        assert pixels.shape == (count, 28, 28)
+        assert np.bincount(labels).tolist() == [count // 10] * 10

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from lookalike import artifacts
 from lookalike import encoder as encoders
 from lookalike.encoder import Encoder
 from lookalike.errors import ArtifactError
+from lookalike.images import encode_png
 from lookalike.model.batches import Shard, Snapshot, epoch_batches
 from lookalike.planning import BatchShape
 from lookalike.serving.client import Endpoint
@@ -145,15 +144,22 @@ def test_a_snapshots_pixels_are_the_sources(way: Way, context: Context) -> None:
     assert seen > 300
 
 
-def test_executors_have_no_tensorflow(context: Context) -> None:
+def test_executors_embed_without_tensorflow(way: Way, context: Context) -> None:
+    uri = way.step("train")["uri"]
+
     def look(batches):
         import sys
 
         import pyarrow as pa
 
-        import lookalike.lake.embed  # noqa: F401
+        from lookalike.lake.embed import _encoded
 
         for _ in batches:
+            image = encode_png(np.zeros((28, 28), np.uint8))
+            (row,) = _encoded(
+                [pa.RecordBatch.from_pylist([{"sha256": "", "bytes": image}])], uri, "x"
+            )
+            assert row.column("vector")[0].as_py()
             yield pa.RecordBatch.from_pylist([{"found": "tensorflow" in sys.modules}])
 
     rows = context.spark.range(2).repartition(2).mapInArrow(look, "found boolean").collect()
@@ -171,7 +177,7 @@ def endpoint(way: Way) -> Iterator[str]:
     arguments = ["serve", "--conf", str(way.conf), "--port", str(port)]
     server = subprocess.Popen(
         [sys.executable, "-m", "lookalike.cli", *arguments],
-        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
@@ -186,9 +192,18 @@ def endpoint(way: Way) -> Iterator[str]:
                 time.sleep(0.5)
         yield url
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        server.terminate()
         server.wait(timeout=30)
+        deadline = time.monotonic() + 30
+        while _listens(port):  # nobody is left behind on the port
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         log.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,23 @@ def build(
         DataError: no items, a vector of another length, or an item twice.
     """
     vectors = _empty(dim, plan)
+    # Threads would add to the graph in another order each time.
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        return _build(root, batches, vectors, plan, made_from)
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _build(
+    root: str,
+    batches: Iterable[pa.RecordBatch],
+    vectors: faiss.Index,
+    plan: Plan,
+    made_from: dict[str, Any],
+) -> artifacts.Artifact:
+    dim = vectors.d
     last = ""
     with artifacts.workbench() as folder:
         file = folder / ITEMS_FILE

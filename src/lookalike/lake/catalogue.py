@@ -32,6 +32,12 @@ def with_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFr
     )
 
 
+def without_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFrame:
+    """Items that have no vector of an encoder."""
+    vectors = _vectors(tables, fingerprint)
+    return tables.read("items", items_version).join(vectors, "sha256", "left_anti")
+
+
 def sample(
     tables: Tables,
     fingerprint: str,

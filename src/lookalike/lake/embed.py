@@ -58,12 +58,13 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
             rejected = encoded.where("reason IS NOT NULL")
             bad = rejected.count()
             good = encoded.where("reason IS NULL").select("sha256", "encoder", "vector")
+            embedded = good.count()
             tables.insert_new("embeddings", good, ("encoder", "sha256"))
             if bad:
                 _add_rejects(tables, rejected, items_version)
     finally:
         encoded.unpersist()
-    return Embedded(seen, seen - new, new - bad, bad)
+    return Embedded(seen, seen - new, embedded, bad)
 
 
 def _add_rejects(tables: Tables, rejected: Any, items_version: int) -> None:

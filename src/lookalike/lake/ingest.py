@@ -89,7 +89,15 @@ def _commit(tables: Tables, rows: DataFrame, rules: Rules) -> Loaded:
     _add_splits(tables, used, rules)
     _add_rejects(tables, rejected)
     changed = _put_items(tables, used)
-    return Loaded(seen, seen - bad, bad, changed)
+    # Counted where they came to lie, not inferred.
+    return Loaded(
+        seen=seen,
+        used=tables.read("items").join(used.select("item_id"), "item_id", "left_semi").count(),
+        rejected=rejected.select("item_id")
+        .join(tables.read("rejects").select("item_id").distinct(), "item_id")
+        .count(),
+        changed=changed,
+    )
 
 
 def _add_contents(tables: Tables, used: DataFrame) -> None:

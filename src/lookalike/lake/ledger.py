@@ -112,8 +112,9 @@ class Ledger:
                 if "Concurrent" not in str(error):
                     raise
                 continue
-            written = self._rows(step).where(f"version = {version}").first()
-            if written is not None and written["at"] == row[5].replace(tzinfo=None):
+            # Ours, not another's of the same version; compared by Spark, which knows time zones.
+            ours = (F.col("version") == version) & (F.col("at") == F.lit(row[5]))
+            if (written := self._rows(step).where(ours).first()) is not None:
                 return _commit(written)
         raise LookalikeError(
             f"{_TRIES} other commits of {step} came first",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyspark
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -83,8 +84,8 @@ def close_session(spark: SparkSession) -> None:
     """Stop a session that `open_session` started, and remove its workers' folders."""
     application = spark.sparkContext.applicationId
     spark.stop()
-    if home := os.environ.get("SPARK_HOME"):
-        shutil.rmtree(Path(home) / "work" / application, ignore_errors=True)
+    home = Path(os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent)
+    shutil.rmtree(home / "work" / application, ignore_errors=True)
 
 
 @contextmanager

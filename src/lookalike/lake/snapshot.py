@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 
 from lookalike import artifacts, planning
 from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, PIXELS, TRAIN, VALIDATION
+from lookalike.errors import DataError
 from lookalike.images import Preprocessing, decode
 from lookalike.lake.session import translated
 from lookalike.lake.tables import Tables
@@ -73,6 +74,7 @@ def write(
 
     Raises:
         ConfigError: the batch asks for more classes than there are.
+        DataError: validation has nothing to measure with.
     """
     keys = _keys(tables, versions)
     rows = keys.where(F.col("label").isNotNull()).groupBy("split", "label").count().collect()
@@ -82,7 +84,18 @@ def write(
     sizes = np.array([counts[TRAIN][label] for label in classes], dtype=np.int64)
     planning.check_classes(sizes, recipe.batch)
     blocks = planning.block_count(int(sizes.sum()), recipe.preprocessing.item_bytes, recipe.batch)
-    placed = _train_blocks(keys, classes, planning.lay_out(sizes, blocks, recipe.batch.images))
+    if len(counts[VALIDATION]) < 2 or max(counts[VALIDATION].values()) < 2:
+        raise DataError(
+            f"the validation split has {sum(counts[VALIDATION].values())} labelled items of "
+            f"{len(counts[VALIDATION])} classes",
+            allowed="two classes or more, and two items of one of them",
+            remedy="Raise data.validation_share in a new warehouse (an item never changes its "
+            "split), or add images",
+        )
+    # An order that depends on nothing but the ids and the seed.
+    keys = keys.withColumn("shuffled", F.xxhash64("item_id", F.lit(recipe.seed)))
+    layout = planning.lay_out(sizes, blocks, recipe.batch.images)
+    placed = _train_blocks(keys, classes, layout)
     placed = placed.unionByName(_validation_blocks(keys, classes, recipe))
     known = sum(n for label, n in counts[VALIDATION].items() if label in counts[TRAIN])
     uri = artifacts.join(files, "snapshots", artifacts.new_name())
@@ -120,8 +133,7 @@ def _keys(tables: Tables, versions: dict[str, int]) -> DataFrame:
 
 
 def _positions(items: DataFrame, *by: str) -> DataFrame:
-    # Shuffled by a hash: it depends on nothing but the ids.
-    window = Window.partitionBy(*by).orderBy(F.xxhash64("item_id"), "item_id")
+    window = Window.partitionBy(*by).orderBy("shuffled", "item_id")
     return items.withColumn("position", F.row_number().over(window) - 1)
 
 

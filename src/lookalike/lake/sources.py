@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lookalike import images
+from lookalike.artifacts import fingerprint
 from lookalike.config import IdxData, IdxFiles
 from lookalike.errors import DataError
 from lookalike.lake import idx
@@ -48,15 +49,16 @@ class IdxSource:
     data: IdxData
 
     def changed(self, items: DataFrame) -> DataFrame | None:
-        known = {
-            (row["source"], row["source_version"])
-            for row in items.select("source", "source_version").distinct().toLocalIterator()
-        }
+        # A source's first item is in each of its versions; later ones may stem from a longer one.
+        first = items.groupBy("source").agg(F.min_by("source_version", "item_id").alias("version"))
+        known = {(row["source"], row["version"]) for row in first.toLocalIterator()}
+        # Names decide what an item is as the files do.
+        named = fingerprint(self.data.label_names)[:8]
         both = (("train", self.data.train), ("test", self.data.test))
         found = self._versions([p for _, files in both for p in (files.images, files.labels)])
         parts = []
         for split, files in both:
-            version = f"{found[files.images]}+{found[files.labels]}"
+            version = f"{found[files.images]}+{found[files.labels]}+{named}"
             if (files.images, version) not in known:
                 parts.append(self._chunks(split, files, version))
         if not parts:

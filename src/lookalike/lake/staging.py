@@ -26,10 +26,9 @@ def record_batches(
     """
     uri = artifacts.join(files, "staging", artifacts.new_name())
     inner, path = artifacts.filesystem(uri)
-    local = artifacts.local_path(uri)
     try:
         with translated():
-            rows.write.parquet(local.as_uri() if local is not None else uri)
+            rows.write.parquet(artifacts.plain_uri(uri))
         selector = pa.fs.FileSelector(path, recursive=True)
         # Spark numbers its files in the order of the partitions.
         names = sorted(

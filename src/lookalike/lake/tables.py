@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from delta.tables import DeltaTable
-from pyspark.errors import AnalysisException
+from py4j.protocol import Py4JError
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from lookalike import artifacts
@@ -52,9 +53,7 @@ class Tables:
         """The table's name in SQL."""
         if re.fullmatch(r"\w+\.\w+", self.location):
             return f"{self.location}.{table}"
-        folder = artifacts.local_path(self.location)
-        where = folder.as_uri() if folder is not None else self.location
-        return f"delta.`{where}/{table}`"
+        return f"delta.`{artifacts.plain_uri(self.location)}/{table}`"
 
     def ensure(self) -> None:
         """Create the tables that are not there.
@@ -74,9 +73,16 @@ class Tables:
                     remedy="Name a folder that can be written to",
                 ) from error
         for table, schema in SCHEMAS.items():
-            if not self._exists(table):
-                self._create(table, schema)
-            self._check_format(table)
+            try:
+                if not self._exists(table):
+                    self._create(table, schema)
+                self._check_format(table)
+            except (PySparkException, Py4JError) as error:
+                raise DataError(
+                    f"the table {self.name(table)} cannot be opened "
+                    f"({str(error).strip().splitlines()[0][:200]})",
+                    remedy="Restore its folder, or name another warehouse.tables",
+                ) from error
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """A table, now or as it was at a version.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from lookalike import artifacts, planning
 from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, PIXELS, TRAIN, VALIDATION
-from lookalike.errors import DataError
+from lookalike.errors import ConfigError, DataError
 from lookalike.images import Preprocessing
 from lookalike.planning import BatchShape
 
@@ -158,8 +158,12 @@ def epoch_batches(snapshot: Snapshot, shard: Shard, epoch: int) -> Iterator[Batc
             yield pool.draw()
             taken += 1
         if taken == before and repeating:
-            planning.check_classes(pool.left(), shard.batch)  # says what is missing
-            raise AssertionError("a whole shard gave no batch, with enough classes left")
+            raise ConfigError(
+                f"rank {shard.rank} of {shard.ranks} has images of {int((pool.left() > 0).sum())} "
+                f"classes; train.classes_per_batch is {shard.batch.classes}",
+                remedy="Lower train.classes_per_batch or train.ranks: classes too small to split "
+                "lie on one rank",
+            )
         repeating = True
 
 
@@ -235,7 +239,7 @@ def _packs(uris: list[str], with_ids: bool) -> Iterator[dict[str, Any]]:
         # for one that spans several lets them run into each other. And no pool of threads: that
         # one ends too early on a busy machine: 13 of 60 passes fell short of items, here none.
         with make_batch_reader(
-            [_url(uri) for uri in uris],
+            [artifacts.plain_uri(uri) for uri in uris],
             schema_fields=columns,
             reader_pool_type="dummy",
             shuffle_row_groups=False,
@@ -244,11 +248,6 @@ def _packs(uris: list[str], with_ids: bool) -> Iterator[dict[str, Any]]:
             for rows in reader:
                 for values in zip(*(getattr(rows, name) for name in columns), strict=True):
                     yield dict(zip(columns, values, strict=True))
-
-
-def _url(uri: str) -> str:
-    local = artifacts.local_path(uri)
-    return local.as_uri() if local is not None else uri
 
 
 def _images(pixels: bytes, preprocessing: Preprocessing) -> np.ndarray:

@@ -7,10 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from mlflow.exceptions import MlflowException
 
 from lookalike import errors
 from lookalike.config import Train
@@ -113,7 +115,8 @@ def _rank(job: Job) -> dict[str, Any] | None:
         nonlocal told
         if first and (time.monotonic() - told > _TOLD_EVERY or step == steps):
             told = time.monotonic()
-            job.run.metrics({"step": step, "steps": steps}, step=step)
+            with suppress(MlflowException, OSError):  # no training ends for want of a word
+                job.run.metrics({"step": step, "steps": steps}, step=step)
 
     def on_epoch(epoch: training.Epoch) -> None:
         if first:
@@ -164,9 +167,10 @@ def _watched(run: Run, on_step: Callable[[int, int], None]) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(_TOLD_EVERY):
-            values = run.latest()
-            if "steps" in values:
-                on_step(int(values["step"]), int(values["steps"]))
+            with suppress(MlflowException, OSError):
+                values = run.latest()
+                if "steps" in values:
+                    on_step(int(values["step"]), int(values["steps"]))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

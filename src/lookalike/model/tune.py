@@ -6,13 +6,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC
 from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 from hyperopt import STATUS_OK, SparkTrials, fmin, hp, space_eval, tpe
+from mlflow.exceptions import MlflowException
 from pyspark.sql import SparkSession
 
 from lookalike.config import (
@@ -166,7 +168,9 @@ def _trial(doc: dict[str, Any], space: dict[str, Any]) -> Trial:
     # hp.choice records the option's number; space_eval gives the option.
     drawn = {key: value[0] for key, value in doc["misc"]["vals"].items() if value}
     error = doc["misc"].get("error")
-    booked = doc["book_time"].timestamp() if doc.get("book_time") else time.time()
+    booked = (
+        doc["book_time"].replace(tzinfo=UTC).timestamp() if doc.get("book_time") else time.time()
+    )
     return Trial(
         number=doc["tid"],
         values=_plain(space_eval(space, drawn)),
@@ -205,12 +209,14 @@ def _watched(
     def tell() -> None:
         for trial in _ended(trials, space):
             if trial.number not in told:
-                told.add(trial.number)
                 on_trial(trial)
+                told.add(trial.number)
 
     def watch() -> None:
         while not over.wait(1.0):
-            tell()
+            # A server that is away for a moment is told later, at the latest at the end.
+            with suppress(MlflowException, OSError):
+                tell()
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()

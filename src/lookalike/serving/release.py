@@ -34,6 +34,8 @@ REQUIREMENTS: Final = (
 )
 """What a release runs on, each pinned to the version that it was made with."""
 
+_NOT_THERE: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
 _CODE: Final = (
     "__init__.py",
     "artifacts.py",
@@ -165,8 +167,10 @@ def champion(tracking: Tracking, name: str) -> Any | None:
     """The registered version that alias `champion` points to, or None."""
     try:
         return tracking.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:  # a server that does not answer is another thing
+            return None
+        raise
 
 
 def need_champion(tracking: Tracking, name: str) -> Any:

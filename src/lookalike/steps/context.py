@@ -57,7 +57,7 @@ class Context:
     ):
         self.config = config
         self.progress = progress
-        self.log = log or Path(tempfile.mkdtemp(prefix="lookalike-log-"))
+        self.log = log or Path(tempfile.gettempdir()) / "lookalike-logs"
 
     def __enter__(self) -> Context:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from lookalike.errors import LookalikeError
 from lookalike.steps.context import Context, Result
 
 STEP = "embed"
@@ -44,6 +45,9 @@ def run(context: Context) -> EmbeddedCatalogue:
         **asdict(counts),
     )
     if result.seen != result.known + result.embedded + result.rejected:
-        raise AssertionError(f"images were lost: {result}")
+        raise LookalikeError(
+            f"images were lost: {result.words}",
+            remedy="A row of `contents` is missing: ingest into a new warehouse",
+        )
     ledger.commit(STEP, inputs, result.model_dump(), context.config.recorded())
     return result

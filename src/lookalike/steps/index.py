@@ -6,8 +6,10 @@ from typing import Any
 
 from lookalike import artifacts
 from lookalike.encoder import Encoder
+from lookalike.errors import LookalikeError
 from lookalike.index import Plan, build
 from lookalike.index.build import VERSION
+from lookalike.steps import train
 from lookalike.steps.context import Context, Result
 
 STEP = "index"
@@ -38,7 +40,8 @@ def run(context: Context) -> Indexed:
     from lookalike.lake.staging import record_batches
 
     config, ledger = context.config, context.ledger
-    trained, embedded = ledger.need("train").outputs, ledger.need("embed").outputs
+    embedded = ledger.need("embed").outputs
+    trained = train.of(context, embedded["fingerprint"], "embedding")
     plan = Plan(**config.index.model_dump())
     made_from = {
         "encoder": embedded["fingerprint"],
@@ -60,13 +63,18 @@ def run(context: Context) -> Indexed:
         built = build(context.indexes, batches, dim, plan, made_from)
     seen = context.tables.read("items", embedded["items_version"]).count()
     count = built.meta["count"]
+    left_out = catalogue.without_vectors(
+        context.tables, embedded["fingerprint"], embedded["items_version"]
+    ).count()
+    if seen != count + left_out:
+        raise LookalikeError(f"{seen:,} items came, {count:,} + {left_out:,} are accounted for")
     result = Indexed(
         version=built.name,
         encoder=embedded["fingerprint"],
         items_version=embedded["items_version"],
         seen=seen,
         count=count,
-        left_out=seen - count,
+        left_out=left_out,
         kind=plan.kind,
     )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())

@@ -8,6 +8,7 @@ import numpy as np
 
 from lookalike import artifacts, planning
 from lookalike.config import Config
+from lookalike.errors import LookalikeError
 from lookalike.lake import idx
 from lookalike.steps.context import Context, Result
 
@@ -35,6 +36,8 @@ class Ingested(Result):
     def words(self) -> str:
         if self.unchanged:
             return f"the source is as it was; {self.items:,} items in the catalogue"
+        if self.seen == 0:
+            return f"a load cut short is finished; {self.items:,} items in the catalogue"
         return (
             f"{self.seen:,} in = {self.used:,} out + {self.rejected:,} rejected; "
             f"{self.changed:,} new or changed; {self.items:,} items in the catalogue"
@@ -102,4 +105,4 @@ def preflight(config: Config) -> None:
 
 def _check(loaded: Loaded) -> None:
     if loaded.seen != loaded.used + loaded.rejected:
-        raise AssertionError(f"items were lost: {loaded}")
+        raise LookalikeError(f"items were lost: {loaded}", remedy="Run `lookalike ingest` again")

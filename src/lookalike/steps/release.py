@@ -7,6 +7,7 @@ from typing import Any
 from lookalike import artifacts
 from lookalike.config import Gate
 from lookalike.errors import GateError
+from lookalike.steps import train
 from lookalike.steps.context import Context, Result
 from lookalike.tracking import Run
 
@@ -40,8 +41,14 @@ def run(context: Context) -> Released:
 
     config, ledger = context.config, context.ledger
     evaluated = ledger.need("evaluate").outputs
-    trained = ledger.need("train").outputs
-    inputs = {"encoder": evaluated["encoder"], "index": evaluated["index"]}
+    trained = train.of(context, evaluated["encoder"], "evaluation")
+    inputs = {
+        "encoder": evaluated["encoder"],
+        "index": evaluated["index"],
+        "model": config.model_name,
+        # Which server, without what its address may hold of secrets.
+        "registry": artifacts.fingerprint(context.tracking.uri),
+    }
     last = ledger.last(STEP)
     if last is not None and last.inputs == inputs:
         # Killed between the ledger's commit and the alias, the alias is behind: mend it.
@@ -64,7 +71,13 @@ def run(context: Context) -> Released:
         folder = workbench / release.KIND
         release.assemble(folder, trained["uri"], context.indexes, inputs["index"], made_from)
         number = release.log(run, folder, config.model_name, tags)
-    result = Released(name=config.model_name, number=number, figures=figures, **inputs)
+    result = Released(
+        name=config.model_name,
+        number=number,
+        encoder=inputs["encoder"],
+        index=inputs["index"],
+        figures=figures,
+    )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     release.promote(context.tracking, config.model_name, number)
     return result

@@ -100,7 +100,13 @@ def write_report(files: str, content: dict[str, Any]) -> str:
         Where it is.
     """
     uri = artifacts.join(files, "report.json")
+    text = json.dumps(content, indent=1, default=str)
+    if (local := artifacts.local_path(uri)) is not None:
+        aside = local.with_name(f".{artifacts.new_name()}.json")
+        aside.write_text(text)
+        aside.replace(local)
+        return uri
     inner, path = artifacts.filesystem(uri)
-    with inner.open_output_stream(path) as stream:
-        stream.write(json.dumps(content, indent=1, default=str).encode())
+    with inner.open_output_stream(path) as stream:  # object stores show it when it is whole
+        stream.write(text.encode())
     return uri

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from lookalike.errors import LookalikeError
 from lookalike.steps.context import Context
 
 
-def run(context: Context, host: str, port: int) -> None:
+def run(context: Context, host: str, port: int) -> NoReturn:
     """Serve until stopped.
 
     Args:
@@ -20,7 +19,6 @@ def run(context: Context, host: str, port: int) -> None:
 
     Raises:
         DataError: there is no champion yet.
-        LookalikeError: the server ended by itself.
     """
     from lookalike.serving.release import need_champion
 
@@ -31,15 +29,7 @@ def run(context: Context, host: str, port: int) -> None:
         # MLflow looks for its web server on the PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    where = ["--host", host, "--port", str(port)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", *where,
-         "--model-uri", f"models:/{name}/{number}"],
-        env=environment,
-        check=False,
-    )  # fmt: skip
-    if ended.returncode:
-        raise LookalikeError(
-            f"the server ended with {ended.returncode}",
-            remedy=f"Its output is above; is port {port} free?",
-        )
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--host", host, "--port", str(port), "--model-uri", f"models:/{name}/{number}"]
+    # In this process's place: who stops this, stops the server.
+    os.execve(command[0], command, environment)

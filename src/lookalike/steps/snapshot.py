@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from lookalike import artifacts
+from lookalike.errors import LookalikeError
 from lookalike.steps.context import Context, Result
 
 STEP = "snapshot"
@@ -64,6 +65,9 @@ def run(context: Context) -> Snapshotted:
         size=sum(entry.size for entry in written.manifest.files),
     )
     if result.seen != result.train + result.validation + result.left_out:
-        raise AssertionError(f"items were lost: {result}")
+        raise LookalikeError(
+            f"items were lost: {result.words}",
+            remedy="A row of `contents` is missing: ingest into a new warehouse",
+        )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result

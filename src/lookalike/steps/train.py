@@ -79,6 +79,27 @@ def run(context: Context) -> TrainedEncoder:
     return result
 
 
+def of(context: Context, fingerprint: str, what: str) -> dict[str, Any]:
+    """Outputs of the newest training, which must be that of an encoder.
+
+    Args:
+        context: whose ledger.
+        fingerprint: of the encoder that something was made with.
+        what: was made with it.
+
+    Raises:
+        DataError: another encoder has been trained since; both are named.
+    """
+    trained = context.ledger.need(STEP).outputs
+    if trained["fingerprint"] != fingerprint:
+        raise DataError(
+            f"the newest {what} is of encoder {fingerprint[:12]}, the newest encoder is "
+            f"{trained['fingerprint'][:12]}",
+            remedy="Run `lookalike embed`, `index` and `evaluate` for the newest encoder",
+        )
+    return trained
+
+
 def _searched(context: Context, snapshot: str) -> dict[str, Any]:
     if context.config.tune.trials == 0:
         return {}
