@@ -19,3 +19,11 @@ def test_errors_travel_between_processes() -> None:
         assert type(again) is type(error)
         assert str(again) == str(error)
         assert again.__dict__ == error.__dict__
+
+
+def test_an_error_is_found_in_another_processs_traceback() -> None:
+    said = "Traceback ...\n  line\nlookalike.errors.DataError: k is 3. Lower it.\n\tat java"
+    found = errors.raised_in(said)
+    assert type(found) is errors.DataError
+    assert str(found) == "k is 3. Lower it."
+    assert errors.raised_in("ValueError: no") is None

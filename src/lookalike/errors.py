@@ -79,6 +79,14 @@ def restored(
     return error
 
 
+def raised_in(text: str) -> LookalikeError | None:
+    """The error of ours that a traceback of another process tells of, or None."""
+    found = re.search(r"lookalike\.errors\.(\w+): (.+)", text)
+    if found is None:
+        return None
+    return restored(globals().get(found[1], LookalikeError), found[2].strip())
+
+
 def scrubbed(text: str) -> str:
     """A text without the user and password of the addresses in it."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

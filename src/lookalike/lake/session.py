@@ -16,8 +16,8 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from lookalike import errors
 from lookalike.config import Spark
+from lookalike.errors import raised_in
 
 JAVA_VERSIONS = (8, 11, 17)
 """What Spark 3.5 runs on."""
@@ -30,7 +30,6 @@ _QUICK = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
 }
 _DAEMON = "lookalike.lake.daemon"
-_RAISED = re.compile(r"lookalike\.errors\.(\w+): (.+)")
 
 
 def open_session(config: Spark, name: str) -> SparkSession:
@@ -113,10 +112,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        text = str(error)
-        if found := _RAISED.search(text):
-            kind = getattr(errors, found[1], errors.LookalikeError)
-            raise errors.restored(kind, found[2].strip()) from error
+        if (ours := raised_in(str(error))) is not None:
+            raise ours from error
         raise
 
 

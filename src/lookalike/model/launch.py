@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import deque
@@ -14,12 +13,10 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from lookalike import errors
 from lookalike.config import Train
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, raised_in
 from lookalike.tracking import Run
 
-_RAISED = re.compile(r"lookalike\.errors\.(\w+): (.+)")
 _KEPT_LINES = 200
 _TOLD_EVERY = 2.0
 """Seconds between two words on progress, which go by MLflow: it is where all ranks can write."""
@@ -212,10 +209,8 @@ class _Output:
 
     def error(self, cause: Exception) -> LookalikeError:
         """What a rank raised, else what Horovod says."""
-        said = "".join(self._last)
-        if found := _RAISED.search(said):
-            kind = getattr(errors, found[1], LookalikeError)
-            return errors.restored(kind, found[2].strip())
+        if (ours := raised_in("".join(self._last))) is not None:
+            return ours
         lines = [line for line in str(cause).splitlines() if line.strip()]
         return LookalikeError(
             f"a rank of the training ended ({'; '.join(lines[-2:])[:300]})",
