@@ -26,6 +26,7 @@ from lookalike.planning import BatchShape
 M = TypeVar("M", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Split = Literal["train", "validation", "test"]
 
 
 class _Model(BaseModel):
@@ -39,6 +40,10 @@ class Warehouse(_Model):
         description="folder or URI of the Delta tables, or a Unity Catalog 'catalog.schema'"
     )
     files: str = Field(description="folder, URI or volume of the artefacts and the report")
+    log_days: Positive = Field(30, description="how long a table's old versions can be named")
+    deleted_days: Positive = Field(
+        7, description="how long `clean` keeps table files that no version in use names"
+    )
 
 
 class Spark(_Model):
@@ -60,6 +65,27 @@ class Spark(_Model):
         return 1 if self.master == "local" else None
 
 
+class _Data(_Model):
+    """What every source has.
+
+    A split that the source gives an item is kept, except that validation is cut from what is given
+    for training where the source gives none; what has no split gets one by hash.
+    """
+
+    validation_share: Share = Field(0.1, description="where the source gives no validation split")
+    test_share: Share = Field(0.1, description="of items without a split, where it gives no test")
+    unseen_classes: Share | tuple[str, ...] = Field(
+        0.0, description="share, or names, of the classes kept out of training, to test on"
+    )
+    max_reject_share: Share = 0.05
+    repeated_ids: Literal["refuse", "first", "last"] = Field(
+        "refuse", description="of rows of one item_id: refuse the load, or take the one"
+    )
+    check: bool = Field(True, description="decode every image once, to reject what is damaged")
+    phash: bool = Field(True, description="perceptual hashes, by which near duplicates are found")
+    max_bytes: Positive = Field(64 * 2**20, description="larger files are rejected unread")
+
+
 class IdxFiles(_Model):
     """Images and their labels, as IDX files, gzipped or not."""
 
@@ -67,16 +93,150 @@ class IdxFiles(_Model):
     labels: str
 
 
-class IdxData(_Model):
+class IdxData(_Data):
     """A catalogue in IDX files, the format of MNIST and its kin."""
 
     source: Literal["idx"]
     train: IdxFiles
     test: IdxFiles
     label_names: tuple[str, ...] | None = Field(None, description="names of labels 0, 1, 2 ...")
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    max_reject_share: Share = 0.05
-    phash: bool = True
+
+
+Level = Annotated[
+    int, Field(description="a folder between root and file: 1 the outermost, -1 the innermost")
+]
+
+
+class FolderData(_Data):
+    """Image files in folders; an item's id is its path below the root."""
+
+    source: Literal["folder"]
+    root: str
+    suffixes: tuple[str, ...] = Field(
+        (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        description="files of other names are passed over, and counted; empty: none is",
+    )
+    label: Level | None = -1
+    split: Level | None = None
+    split_names: dict[str, Split] = {
+        **dict.fromkeys(("train", "training"), "train"),
+        **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+        **dict.fromkeys(("test", "testing"), "test"),
+    }
+    attributes: dict[str, Level] = {}
+    pattern: str | None = Field(
+        None,
+        description="regular expression on the path below the root; its named groups label, "
+        "group_id and split are these, others are attributes; they come before the levels",
+    )
+
+    @field_validator("label", "split", "attributes")
+    @classmethod
+    def _no_level_zero(cls, value: Any) -> Any:
+        if 0 in (value.values() if isinstance(value, dict) else (value,)):
+            raise ValueError("levels count from 1, or from -1 backwards")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _with_groups(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                raise ValueError(f"no regular expression: {error}") from error
+            if not groups:
+                raise ValueError("it has no named group, such as (?P<label>...)")
+        return pattern
+
+
+class Fetch(_Model):
+    """How images are fetched from their URLs."""
+
+    connections: Positive = Field(16, description="open at once, in all")
+    timeout: Annotated[float, Field(gt=0)] = Field(10, description="seconds without an answer")
+    deadline: Annotated[float, Field(gt=0)] = Field(60, description="seconds for one URL in all")
+    retries: Annotated[int, Field(ge=0)] = 3
+    backoff: Annotated[float, Field(ge=0)] = Field(0.5, description="seconds, doubled each time")
+
+
+class _Table(_Data):
+    """A table of items. Keys of roles name its columns; what has no role is an attribute."""
+
+    table: str = Field(description="CSV, JSON lines or Parquet files, a Delta folder or table name")
+    format: Literal["csv", "json", "parquet", "delta"] | None = Field(
+        None, description="else by the name: .csv, .tsv, .json, .jsonl, .ndjson, .parquet; or delta"
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None, description="of CSV; else a tab for .tsv, a comma for others"
+    )
+    item_id: str = "item_id"
+    label: str = "label"
+    group_id: str = "group_id"
+    split: str = "split"
+    version: str | None = Field(
+        None, description="column that changes when the content does; else what stands in for it"
+    )
+
+
+class ManifestData(_Table):
+    """A table of items whose images lie at a path, at a URL, or in the table itself."""
+
+    source: Literal["manifest"]
+    path: str | None = Field(None, description="column of paths, absolute or below `root`")
+    url: str | None = Field(None, description="column of http:// or https:// addresses")
+    bytes: str | None = Field(None, description="column of image files, binary or base64")
+    root: str | None = Field(None, description="folder that holds the paths; else the table's own")
+    fetch: Fetch = Fetch()
+
+    @model_validator(mode="after")
+    def _one_content(self) -> ManifestData:
+        named = [key for key in ("path", "url", "bytes") if getattr(self, key) is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"{' and '.join(named) or 'none'} of path, url and bytes is given. Name the column "
+                "of one of them"
+            )
+        if self.root is not None and self.path is None:
+            raise ValueError("root is where paths lie: give the column `path`, or leave root out")
+        return self
+
+
+class TextData(_Table):
+    """A table of texts, such as titles."""
+
+    source: Literal["text"]
+    text: str = "text"
+
+
+class VectorsData(_Table):
+    """A table of items with vectors of their own: nothing is trained, the index takes them."""
+
+    source: Literal["vectors"]
+    vector: str = "vector"
+    dim: Annotated[int, Field(ge=1, le=65_536)] = Field(description="length of a vector")
+
+
+Data = Annotated[
+    IdxData | FolderData | ManifestData | TextData | VectorsData, Field(discriminator="source")
+]
+
+
+_SOURCES: dict[str, type[_Data]] = {
+    "idx": IdxData,
+    "folder": FolderData,
+    "manifest": ManifestData,
+    "text": TextData,
+    "vectors": VectorsData,
+}
+
+
+class Duplicates(_Model):
+    """What counts as the same picture."""
+
+    max_distance: Annotated[int, Field(ge=0, le=16)] = Field(
+        4, description="differing bits of two 64-bit perceptual hashes"
+    )
 
 
 class Images(_Model):
@@ -226,7 +386,8 @@ class Config(_Model):
     seed: Annotated[int, Field(ge=0)] = 17
     warehouse: Warehouse
     spark: Spark = Spark()
-    data: IdxData
+    data: Data
+    duplicates: Duplicates = Duplicates()
     images: Images = Images()
     tune: Tune = Tune()
     train: Train = Train()
@@ -271,7 +432,7 @@ class Config(_Model):
                 f"tune.trials = {self.tune.trials}, but tune.space names nothing to search. Name "
                 "keys of train in it, or set tune.trials to 0"
             )
-        names = self.data.label_names
+        names = self.data.label_names if isinstance(self.data, IdxData) else None
         if names is not None and self.train.classes_per_batch > len(names):
             raise ValueError(
                 f"train.classes_per_batch = {self.train.classes_per_batch} is more than the "
@@ -388,13 +549,18 @@ def _validated(model: type[M], raw: Any, where: str) -> M:
 
 
 def _in_words(model: type[BaseModel], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    path, siblings = _place(model, error["loc"])
+    key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}. Allowed here: {', '.join(_siblings(model, error['loc']))}"
+        return f"unknown key {key!r}. Allowed here: {', '.join(siblings)}"
     if error["type"] == "missing":
         return f"{key!r} is missing"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = error["ctx"].get("tag")
+        said = "is missing" if given is None else f"= {given!r}"
+        return f"{key}.source {said}. Allowed: {', '.join(_SOURCES)}"
     message = error["msg"].removeprefix("Value error, ")
-    if not key or error["loc"][0] in _MAY_HOLD_SECRETS:
+    if not key or path[0] in _MAY_HOLD_SECRETS:
         return f"{key}: {message}".removeprefix(": ")
     return f"{key} = {error['input']!r}: {message}"
 
@@ -402,10 +568,17 @@ def _in_words(model: type[BaseModel], error: Any) -> str:
 _MAY_HOLD_SECRETS = ("spark", "mlflow")
 
 
-def _siblings(model: Any, path: tuple[Any, ...]) -> list[str]:
-    for part in path[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if field is None:
-            return ["see the recipe's documentation"]
-        model = field.annotation
-    return sorted(model.model_fields) if hasattr(model, "model_fields") else []
+def _place(model: Any, location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """Keys from the recipe's top to where an error is, and the keys that may stand there."""
+    keys: list[str] = []
+    for depth, part in enumerate(location):
+        if part in _SOURCES and location[:depth] == ("data",):
+            model = _SOURCES[part]  # pydantic names the member of the union, a recipe does not
+            continue
+        keys.append(str(part))
+        if depth == len(location) - 1:
+            break
+        field = getattr(model, "model_fields", {}).get(part)
+        model = None if field is None else field.annotation
+    known = sorted(model.model_fields) if hasattr(model, "model_fields") else []
+    return keys, known or ["see the recipe's documentation"]

@@ -106,12 +106,7 @@ class Ledger:
                 datetime.now(UTC),
             )
             rows = self.tables.spark.createDataFrame([row], SCHEMAS["ledger"])
-            try:
-                self.tables.insert_new("ledger", rows, ("step", "version"))
-            except Exception as error:
-                if "Concurrent" not in str(error):
-                    raise
-                continue
+            self.tables.insert_new("ledger", rows, ("step", "version"))
             # Ours, not another's of the same version; compared by Spark, which knows time zones.
             ours = (F.col("version") == version) & (F.col("at") == F.lit(row[5]))
             if (written := self._rows(step).where(ours).first()) is not None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from delta.tables import DeltaTable
+from delta.tables import DeltaMergeBuilder, DeltaTable
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from lookalike import artifacts
-from lookalike.errors import ConfigError, DataError
+from lookalike.errors import ConfigError, DataError, LookalikeError
 
 FORMAT = "1"
 _FORMAT_PROPERTY = "lookalike.format"
@@ -20,13 +24,20 @@ _FORMAT_PROPERTY = "lookalike.format"
 SCHEMAS: Final = {
     "items": (
         "item_id string not null, group_id string, sha256 string not null, label string, "
-        "attributes map<string,string>, source string, source_version string, updated_at timestamp"
+        "attributes map<string,string>, given_split string, source string, source_version string, "
+        "updated_at timestamp"
     ),
     "contents": (
         "sha256 string not null, media string, bytes binary, width int, height int, phash string"
     ),
     "splits": "item_id string not null, split string not null, decided_by string",
-    "rejects": "item_id string, source string, reason string, detail string, seen_at timestamp",
+    "rejects": (
+        "item_id string not null, source string, source_version string, reason string, "
+        "detail string, seen_at timestamp"
+    ),
+    "duplicates": (
+        "item_id string not null, cluster_id string not null, kind string not null, distance int"
+    ),
     "embeddings": "sha256 string not null, encoder string not null, vector array<float> not null",
     "ledger": (
         "step string not null, version bigint not null, inputs string, outputs string, "
@@ -35,6 +46,8 @@ SCHEMAS: Final = {
 }
 _CHANGE_FEED = ("items",)
 _PARTITIONED = {"embeddings": ("encoder",)}
+_TRIES = 6
+_LOST_RACES = ("Concurrent", "MetadataChanged", "ProtocolChanged", "DELTA_CONCURRENT")
 
 
 @dataclass(frozen=True)
@@ -44,10 +57,14 @@ class Tables:
     Attributes:
         spark: a session with Delta.
         location: folder or URI, or 'catalog.schema' in Unity Catalog.
+        log_days: how long old versions can be named.
+        deleted_days: how long files of old versions are kept from a vacuum.
     """
 
     spark: SparkSession
     location: str
+    log_days: int = 30
+    deleted_days: int = 7
 
     def name(self, table: str) -> str:
         """The table's name in SQL."""
@@ -75,8 +92,8 @@ class Tables:
         for table, schema in SCHEMAS.items():
             try:
                 if not self._exists(table):
-                    self._create(table, schema)
-                self._check_format(table)
+                    _retried(lambda t=table, s=schema: self._create(t, s))  # type: ignore[misc]
+                self._check(table, schema)
             except (PySparkException, Py4JError) as error:
                 raise DataError(
                     f"the table {self.name(table)} cannot be opened "
@@ -106,15 +123,46 @@ class Tables:
 
     def insert_new(self, table: str, rows: DataFrame, keys: tuple[str, ...]) -> None:
         """Add the rows whose keys are not in the table."""
-        self._delta(table).alias("old").merge(
-            rows.alias("new"), " AND ".join(f"old.{k} <=> new.{k}" for k in keys)
-        ).whenNotMatchedInsertAll().execute()
+        matched = " AND ".join(f"old.{k} <=> new.{k}" for k in keys)
+        _retried(lambda: self._merge(table, rows, matched).whenNotMatchedInsertAll().execute())
 
-    def upsert(self, table: str, rows: DataFrame, key: str) -> None:
-        """Replace rows by key, and add those that are new."""
-        self._delta(table).alias("old").merge(
-            rows.alias("new"), f"old.{key} = new.{key}"
-        ).whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
+    def upsert(self, table: str, rows: DataFrame, key: str, compared: tuple[str, ...] = ()) -> None:
+        """Replace rows by key, and add those that are new.
+
+        Args:
+            table: its name.
+            rows: all of its columns; a key at most once.
+            key: the column that tells rows apart.
+            compared: rows that are equal in these columns stay as they are; none: all are replaced.
+        """
+        differ = " OR ".join(f"NOT ({_comparable('old', c)} <=> {_comparable('new', c)})"
+                             for c in compared)  # fmt: skip
+        _retried(
+            lambda: (
+                self._merge(table, rows, f"old.{key} = new.{key}")
+                .whenMatchedUpdateAll(differ or None)
+                .whenNotMatchedInsertAll()
+                .execute()
+            )
+        )
+
+    def delete(self, table: str, keys: DataFrame, key: str) -> None:
+        """Delete the rows whose key is among `keys`, a frame of that one column."""
+        _retried(
+            lambda: (
+                self._merge(table, keys.distinct(), f"old.{key} = new.{key}")
+                .whenMatchedDelete()
+                .execute()
+            )
+        )
+
+    def replace(self, table: str, rows: DataFrame) -> None:
+        """Put these rows in place of all that the table holds."""
+        columns = [field.split()[0] for field in SCHEMAS[table].split(", ")]
+        _retried(lambda: rows.select(*columns).writeTo(self.name(table)).overwrite(F.lit(True)))
+
+    def _merge(self, table: str, rows: DataFrame, matched: str) -> DeltaMergeBuilder:
+        return self._delta(table).alias("old").merge(rows.alias("new"), matched)
 
     def _delta(self, table: str) -> DeltaTable:
         name = self.name(table)
@@ -129,23 +177,59 @@ class Tables:
         return self.spark.catalog.tableExists(name)
 
     def _create(self, table: str, schema: str) -> None:
-        properties = {_FORMAT_PROPERTY: FORMAT}
-        if table in _CHANGE_FEED:
-            properties["delta.enableChangeDataFeed"] = "true"
-        listed = ", ".join(f"'{k}' = '{v}'" for k, v in properties.items())
         parts = _PARTITIONED.get(table)
         self.spark.sql(
             f"CREATE TABLE IF NOT EXISTS {self.name(table)} ({schema}) USING delta "
             + (f"PARTITIONED BY ({', '.join(parts)}) " if parts else "")
-            + f"TBLPROPERTIES ({listed})"
+            + f"TBLPROPERTIES ({_listed(self._properties(table))})"
         )
 
-    def _check_format(self, table: str) -> None:
+    def _properties(self, table: str) -> dict[str, str]:
+        feed = {"delta.enableChangeDataFeed": "true"} if table in _CHANGE_FEED else {}
+        return feed | {
+            _FORMAT_PROPERTY: FORMAT,
+            "delta.logRetentionDuration": f"interval {self.log_days} days",
+            "delta.deletedFileRetentionDuration": f"interval {self.deleted_days} days",
+        }
+
+    def _check(self, table: str, schema: str) -> None:
         shown = self.spark.sql(f"SHOW TBLPROPERTIES {self.name(table)}").collect()
-        found = {row["key"]: row["value"] for row in shown}.get(_FORMAT_PROPERTY)
-        if found != FORMAT:
+        found = {row["key"]: row["value"] for row in shown}
+        if found.get(_FORMAT_PROPERTY) != FORMAT:
             raise DataError(
-                f"the table {self.name(table)} has format {found!r}",
+                f"the table {self.name(table)} has format {found.get(_FORMAT_PROPERTY)!r}",
                 allowed=f"format {FORMAT}",
                 remedy="Name another warehouse.tables, or use the version that wrote it",
             )
+        wanted = self._properties(table)
+        if wanted.items() - found.items():
+            self.spark.sql(f"ALTER TABLE {self.name(table)} SET TBLPROPERTIES ({_listed(wanted)})")
+        known = self.read(table).columns
+        # Columns that came with a later version of lookalike; older rows have none of them.
+        if missing := [f for f in schema.split(", ") if f.split()[0] not in known]:
+            self.spark.sql(f"ALTER TABLE {self.name(table)} ADD COLUMNS ({', '.join(missing)})")
+
+
+def _listed(properties: dict[str, str]) -> str:
+    return ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
+
+
+def _comparable(side: str, column: str) -> str:
+    # Spark compares no maps.
+    found = f"{side}.{column}"
+    return f"array_sort(map_entries({found}))" if column == "attributes" else found
+
+
+def _retried(write: Callable[[], object]) -> None:
+    """Write; where another's commit came first, look at the table anew and write again."""
+    for attempt in range(_TRIES):
+        try:
+            write()
+            return
+        except Exception as error:  # Delta's Python errors and Spark's have no common ancestor
+            if not any(word in f"{type(error).__name__} {error}" for word in _LOST_RACES):
+                raise
+            time.sleep(random.uniform(0.5, 1) * 2**attempt)
+    raise LookalikeError(
+        f"{_TRIES} other commits came first, time and again", remedy="Run fewer jobs at a time"
+    )

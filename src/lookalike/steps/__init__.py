@@ -8,6 +8,7 @@ from typing import Final
 
 STEPS: Final = (
     "ingest",
+    "duplicates",
     "snapshot",
     "tune",
     "train",

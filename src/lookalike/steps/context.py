@@ -79,7 +79,8 @@ class Context:
         """The warehouse's tables, made where they are not there."""
         from lookalike.lake.tables import Tables
 
-        tables = Tables(self.spark, self.config.warehouse.tables)
+        where = self.config.warehouse
+        tables = Tables(self.spark, where.tables, where.log_days, where.deleted_days)
         tables.ensure()
         return tables
 
