@@ -39,6 +39,7 @@ import pandas as pd
 
 from lookalike import artifacts, config
 from lookalike.steps import (
+    duplicates,
     embed,
     evaluate,
     index,
@@ -106,6 +107,18 @@ print(f"{recipe.name}: tables in {recipe.warehouse.tables}, files in {recipe.war
 
 ingested = ingest.run(context)
 print(ingested.words)
+
+# COMMAND ----------
+
+# MAGIC %md
+# MAGIC ## Duplicates
+# MAGIC Finds pictures that are in the catalogue twice, byte for byte or nearly, and decides which split
+# MAGIC each new item is in: copies of a picture, and photos of a product, stay on one side.
+
+# COMMAND ----------
+
+deduplicated = duplicates.run(context)
+print(deduplicated.words)
 
 # COMMAND ----------
 

@@ -114,3 +114,15 @@ def test_best_values_replace_the_recipes() -> None:
     found = config.with_values(train, {"loss.alpha": 3.5, "embedding_size": 32})
     assert (found.loss.alpha, found.embedding_size) == (3.5, 32)
     assert found.loss.beta == train.loss.beta
+
+
+def test_vectors_are_searched_for_nothing(tmp_path: Path) -> None:
+    """A recipe of vectors need not name a search, nor turn it off."""
+    recipe = tmp_path / "vectors.yaml"
+    recipe.write_text(
+        "name: v\nwarehouse: {tables: t, files: f}\n"
+        "data: {source: vectors, table: items.parquet, dim: 4}\n"
+    )
+    assert config.load(recipe).data.source == "vectors"
+    with pytest.raises(ConfigError, match=r"tune\.space names nothing"):
+        config.load(recipe, ["data={source: folder, root: photos}"])

@@ -26,3 +26,14 @@ def test_it_opens_and_answers(folder: Path) -> None:
     assert [answer[0].item_id for answer in found] == [f"item {i}" for i in range(5)]
     assert [answer[0].label for answer in found] == ["a", "a", "b", "b", None]
     assert max(answer[0].distance for answer in found) < 1e-6
+
+
+@pytest.mark.parametrize("folder", FORMATS, ids=lambda path: path.name)
+def test_a_release_of_vectors_opens_and_answers(folder: Path) -> None:
+    artifacts.verify(artifacts.open_artifact(str(folder / "vectors"), "release"))
+    release = Release.open(folder / "vectors")
+    vectors = np.random.default_rng(2).normal(size=(5, 4)).astype("<f4")
+    found = release.index.search(release.encoder.encode([v.tobytes() for v in vectors]), 5)
+    assert [answer[0].item_id for answer in found] == [f"item {i}" for i in range(5)]
+    assert [answer[0].label for answer in found] == ["a", "a", "b", "b", None]
+    assert max(answer[0].distance for answer in found) < 1e-6

@@ -48,6 +48,39 @@ def test_rules(candidate: dict, champion: dict | None, refused: list[str]) -> No
         assert f"{name} is {figures[name]:.4f}" in str(raised.value)
 
 
+def without(candidate: dict, *, protocol: str = "", space: str = "") -> dict:
+    """An evaluation that lacks a protocol, or has no such space in any."""
+    return {
+        "figures": {
+            name: {what: found for what, found in measured.items() if what != space}
+            for name, measured in candidate["figures"].items()
+            if name != protocol
+        }
+    }
+
+
+def test_vectors_need_not_beat_raw_pixels() -> None:
+    candidate = without(evaluated(0.1, 0.1, 0.1), space="raw_pixels")
+    check_gate(Gate(), candidate, gated_figures(candidate), None)
+    with pytest.raises(GateError, match="not at least the champion's"):
+        check_gate(Gate(), candidate, gated_figures(candidate), CHAMPION)
+
+
+def test_what_could_not_be_measured_is_not_gated_but_for_a_champion_that_has_it() -> None:
+    candidate = without(evaluated(0.9, 0.9, 0.9), protocol="A")
+    figures = gated_figures(candidate)
+    assert list(figures) == ["B map_at_r"]
+    check_gate(Gate(), candidate, figures, None)
+    whole = evaluated(0.9, 0.9, 0.9)
+    check_gate(Gate(), whole, gated_figures(whole), figures)
+    with pytest.raises(GateError, match="A p_at_1 is not measured") as raised:
+        check_gate(Gate(), candidate, figures, CHAMPION)
+    refused = [row[0] for row in raised.value.rows if row[3] == "refused"]
+    assert refused == ["A p_at_1", "A p_at_1 of the index"]
+    nothing = {"figures": {}}
+    check_gate(Gate(), nothing, gated_figures(nothing), None)
+
+
 def test_rules_can_be_turned_off() -> None:
     candidate = evaluated(0.1, 0.1, 0.1)
     check_gate(Gate(above_raw_pixels=False), candidate, gated_figures(candidate), None)

@@ -87,6 +87,13 @@ def test_queries_without_a_right_answer_do_not_count() -> None:
     assert scores.p_at_1 == 1.0
 
 
+def test_no_query_has_no_scores() -> None:
+    none, labels = np.empty((0, 2)), np.empty(0, str)
+    for gallery in (np.eye(2), none):
+        scores = metrics.exact_scores(none, labels, gallery, np.array(["a", "b"])[: len(gallery)])
+        assert (scores.queries, scores.p_at_1, scores.by_class) == (0, 0.0, {})
+
+
 def test_calibration_recovers_the_share_of_similar_pairs() -> None:
     random = np.random.default_rng(2)
     labels = np.repeat(np.arange(20), 50)

@@ -122,6 +122,14 @@ def new_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
 
 
+def made_at(name: str) -> datetime | None:
+    """When a name that `new_name` gave was given, or None where it is another's."""
+    try:
+        return datetime.strptime(name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
 @contextmanager
 def workbench() -> Iterator[Path]:
     """An empty local folder to build in; gone afterwards."""
@@ -226,6 +234,61 @@ def exists(uri: str, kind: str) -> bool:
     return True
 
 
+def survey(root: str, kind: str) -> Iterator[tuple[str, Manifest | None]]:
+    """Folders right below a root, each with its manifest.
+
+    None stands for what a killed step left behind: no manifest, or one that breaks off.
+
+    Raises:
+        ArtifactError: an artefact of an unknown format, or of another kind.
+    """
+    for info in children(root):
+        if info.type != arrow_fs.FileType.Directory:
+            continue
+        uri = join(root, info.base_name)
+        inner, path = filesystem(uri)
+        try:
+            with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
+                raw = json.loads(stream.read())
+        except (FileNotFoundError, ValueError):
+            yield uri, None
+        else:
+            yield uri, _interpreted(uri, kind, raw)
+
+
+def children(root: str) -> list[arrow_fs.FileInfo]:
+    """What lies right below a folder, by name; nothing where there is no such folder."""
+    inner, path = filesystem(root)
+    found = inner.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True))
+    return sorted(found, key=lambda info: str(info.base_name))
+
+
+def footprint(uri: str) -> tuple[int, datetime | None]:
+    """Bytes of all files of a folder, or of a file, and when the newest was written (UTC)."""
+    inner, path = filesystem(uri)
+    infos = [inner.get_file_info(path)]
+    if infos[0].type == arrow_fs.FileType.Directory:
+        selector = arrow_fs.FileSelector(path, allow_not_found=True, recursive=True)
+        infos += inner.get_file_info(selector)
+    files = [info for info in infos if info.type == arrow_fs.FileType.File]
+    times = [info.mtime for info in (files or infos) if info.mtime is not None]
+    return sum(info.size for info in files), max(times, default=None)
+
+
+def remove(uri: str) -> None:
+    """Remove an artefact, or what is left of one.
+
+    Its manifest goes first: killed in between, this leaves a folder that nobody reads.
+    """
+    inner, path = filesystem(uri)
+    for part in (f"{path}/{MANIFEST}", path):
+        match inner.get_file_info(part).type:
+            case arrow_fs.FileType.File:
+                inner.delete_file(part)
+            case arrow_fs.FileType.Directory:
+                inner.delete_dir(part)
+
+
 def fetch(artifact: Artifact, folder: Path) -> Path:
     """Local folder with the artefact's files: its own, else a copy of a remote one."""
     if (own := local_path(artifact.uri)) is not None:
@@ -260,6 +323,10 @@ def _read_manifest(uri: str, kind: str) -> Manifest:
         ) from None
     except (OSError, ValueError) as error:
         raise _damaged(uri, f"{MANIFEST} cannot be read ({error})") from error
+    return _interpreted(uri, kind, raw)
+
+
+def _interpreted(uri: str, kind: str, raw: Any) -> Manifest:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else None
         raise ArtifactError(

@@ -11,16 +11,20 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lookalike import artifacts, config
-from lookalike.errors import LookalikeError
+from lookalike.errors import ConfigError, LookalikeError
 from lookalike.steps import STEPS
 from lookalike.steps.context import Context, Result
 from lookalike.terminal import Terminal
+
+if TYPE_CHECKING:
+    from lookalike.steps.clean import Cleaned, Plan
 
 app = typer.Typer(
     name="lookalike",
@@ -50,7 +54,10 @@ _SHOWN = (
     ("MAP@R", "A", "map_at_r"),
     ("P@1", "B", "p_at_1"),
     ("MAP@R", "B", "map_at_r"),
+    ("P@1", "U", "p_at_1"),
+    ("MAP@R", "U", "map_at_r"),
 )
+_MEASURED = {"raw_pixels": "raw pixels", "encoder": "lookalike", "index": "lookalike's index"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,22 +103,24 @@ def _opened(
         yield context
 
 
-def _run_step(terminal: Terminal, context: Context, step: str, place: str) -> Result:
+def _run_step(
+    terminal: Terminal, context: Context, step: str, place: str, **options: Any
+) -> Result:
     module = importlib.import_module(f"lookalike.steps.{step}")
     begin = time.monotonic()
     with terminal.step(step, place) as context.progress:
-        result: Result = module.run(context)
+        result: Result = module.run(context, **options)
     terminal.done(step, place, result.words, result.unchanged, begin)
     return result
 
 
 def _command(step: str) -> None:
     module_help = {
-        "ingest": "Load the source into the tables.",
+        "duplicates": "Find duplicates, and decide which split each item is in.",
         "snapshot": "Decode a pinned version of the tables for training.",
         "tune": "Search hyperparameters across the cluster's workers.",
         "train": "Train the encoder on several ranks.",
-        "embed": "Give every image of the catalogue its vector.",
+        "embed": "Give every item of the catalogue its vector.",
         "index": "Build the nearest-neighbour index.",
         "evaluate": "Measure encoder and index on the test split, beside raw pixels.",
         "release": "Release encoder and index as one model, if the gate lets them pass.",
@@ -131,7 +140,27 @@ def _command(step: str) -> None:
             called.obj.out.print_json(result.model_dump_json())
 
 
-for _step in STEPS[:-1]:
+@app.command()
+def ingest(
+    called: typer.Context,
+    conf: Conf,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete items that the source has no more.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Load the source into the tables."""
+    from lookalike.steps import ingest as step
+
+    with _opened(called.obj, step.STEP, conf, set_, debug) as context:
+        result = _run_step(called.obj, context, step.STEP, "", prune=prune)
+    if as_json:
+        called.obj.out.print_json(result.model_dump_json())
+
+
+for _step in STEPS[1:-1]:
     _command(_step)
 
 
@@ -139,9 +168,12 @@ for _step in STEPS[:-1]:
 def query(
     called: typer.Context,
     conf: Conf,
-    images: Annotated[
+    files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Image files; none: the sample queries of the champion's evaluation."),
+        typer.Argument(
+            help="Image files, or vectors (.npy, .json); none: the sample queries of the "
+            "champion's evaluation."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours of each.")] = 10,
     url: Annotated[str | None, typer.Option(help="Ask this endpoint, not in process.")] = None,
@@ -149,12 +181,12 @@ def query(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Ask the champion what looks like an image."""
+    """Ask the champion what looks like an image, or is near a vector."""
     from lookalike.steps import query as step
 
     terminal: Terminal = called.obj
     with _opened(terminal, "query", conf, set_, debug) as context:
-        result = step.run(context, images or (), k, url)
+        result = step.run(context, files or (), k, url)
     if as_json:
         terminal.out.print_json(result.model_dump_json())
         return
@@ -165,11 +197,86 @@ def query(
                 f.item_id,
                 f.label or "",
                 f"{f.distance:.4f}",
-                f"{f.similarity:.2f}",
+                "" if f.similarity is None else f"{f.similarity:.2f}",
             )
             for f in found
         ]
         terminal.table(name, ("rank", "item_id", "label", "distance", "similarity"), rows)
+
+
+@app.command()
+def clean(
+    called: typer.Context,
+    conf: Conf,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest of each kind stay.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what newer versions have replaced and nothing live needs, and vacuum the tables."""
+    from lookalike.steps import clean as step
+
+    terminal: Terminal = called.obj
+    with _opened(terminal, "clean", conf, set_, debug) as context:
+        plan = step.plan(context, keep)
+        result = plan.undone
+        if not as_json:
+            _show_plan(terminal, result)
+        if yes:
+            result = _cleaned(terminal, context, plan)
+    if not yes and sys.stdin.isatty():
+        # Asked out here, where the terminal's own streams are back; meanwhile things may change.
+        typer.confirm(f"Remove these {len(result.planned)} and vacuum?", abort=True, err=True)
+        with _opened(terminal, "clean", conf, set_, debug) as context:
+            result = _cleaned(terminal, context, step.plan(context, keep).within(plan))
+        yes = True
+    if as_json:
+        terminal.out.print_json(result.model_dump_json())
+    if not yes:
+        raise ConfigError(
+            "nothing was removed: there is no terminal to ask at",
+            remedy="Look at the list and give --yes",
+        )
+
+
+def _cleaned(terminal: Terminal, context: Context, plan: Plan) -> Cleaned:
+    from lookalike.steps import clean as step
+
+    begin = time.monotonic()
+    with terminal.step(step.STEP, "") as context.progress:
+        result = step.run(context, plan)
+    terminal.done(step.STEP, "", result.words, result.unchanged, begin)
+    return result
+
+
+def _show_plan(terminal: Terminal, plan: Cleaned) -> None:
+    for title, listed, heads in (
+        ("To be removed", plan.planned, ("what", "bytes", "age")),
+        ("To stay", plan.kept, ("what", "bytes", "age", "why")),
+    ):
+        rows = [
+            (
+                f"{one.kind} {one.name[:12] if one.kind == 'embeddings' else one.name}",
+                f"{one.size:,}",
+                _age(one.at),
+                "; ".join(one.reasons[:2]) + (" ..." if one.reasons[2:] else ""),
+            )
+            for one in listed
+        ]
+        rows.append((f"{len(listed)} in all", f"{sum(one.size for one in listed):,}", "", ""))
+        terminal.table(title, heads, [row[: len(heads)] for row in rows])
+    hours = plan.retained_hours
+    least = min(hours.values())
+    longer = "".join(
+        f"; {table}: {n:,} h, for a version in use" for table, n in hours.items() if n > least
+    )
+    terminal.out.print(f"Files that tables deleted go in a vacuum after {least:,} h{longer}")
+
+
+def _age(at: datetime) -> str:
+    hours = (datetime.now(UTC) - at).total_seconds() / 3600
+    return f"{hours / 24:,.0f} d" if hours >= 48 else f"{hours:.1f} h"
 
 
 @app.command()
@@ -229,7 +336,7 @@ def run(
 
 
 def _report(results: dict[str, Result], seconds: dict[str, float]) -> dict[str, Any]:
-    from lookalike.steps.evaluate import PROTOCOLS
+    from lookalike.steps.protocols import PROTOCOLS
 
     return {
         "protocols": PROTOCOLS,
@@ -242,22 +349,27 @@ def _report(results: dict[str, Result], seconds: dict[str, float]) -> dict[str, 
 def _closing(terminal: Terminal, content: dict[str, Any], where: str, recipe: str) -> None:
     evaluated = content["steps"]["evaluate"]
     figures = evaluated["figures"]
+    found = {what for measured in figures.values() for what in measured} | {"index"}
+    columns = [what for what in _MEASURED if what in found]
     rows = [
         (
             f"{name}, protocol {protocol}",
             *(
                 f"{figures[protocol][what][metric]:.3f}" if what in figures[protocol] else ""
-                for what in ("raw_pixels", "encoder", "index")
+                for what in columns
             ),
         )
         for name, protocol, metric in _SHOWN
+        if protocol in figures
     ]
-    rows.append(("recall@10 of the index", "", "", f"{evaluated['index_recall']:.3f}"))
-    heads = ("figure", "raw pixels", "lookalike", "lookalike's index")
-    terminal.table("Test images", heads, rows)
-    for protocol, meaning in content["protocols"].items():
-        terminal.out.print(f"[dim]{protocol}: {meaning}[/dim]")
-    terminal.out.print(f"\nQueries with their neighbours: {evaluated['report']}/neighbours.png")
+    blank = [""] * (len(columns) - 1)
+    rows.append(("recall@10 of the index", *blank, f"{evaluated['index_recall']:.3f}"))
+    terminal.table("Test items", ("figure", *(_MEASURED[what] for what in columns)), rows)
+    for protocol in figures:
+        terminal.out.print(f"[dim]{protocol}: {content['protocols'][protocol]}[/dim]")
+    terminal.out.print()
+    if evaluated["picture"] is not None:
+        terminal.out.print(f"Queries with their neighbours: {evaluated['picture']}")
     terminal.out.print(f"All figures: {where}")
     terminal.out.print(f"MLflow run: {evaluated['run_id']}")
     if "query" in content["steps"]:

@@ -10,6 +10,8 @@ LABEL: Final = "label"
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"
 TEST: Final = "test"
+UNSEEN: Final = "unseen_class"
+"""What decided the split of a test item whose class is kept out of training."""
 
 ENCODER: Final = "encoder"
 VECTOR: Final = "vector"
@@ -19,3 +21,7 @@ CLASS_ID: Final = "class_id"
 COUNT: Final = "count"
 PIXELS: Final = "pixels"
 ITEM_IDS: Final = "item_ids"
+
+# Media types of contents that are no image files.
+TEXT_MEDIA: Final = "text/plain"
+VECTOR_MEDIA: Final = "application/x-float32"  # little-endian, one after the other

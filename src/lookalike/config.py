@@ -85,6 +85,22 @@ class _Data(_Model):
     phash: bool = Field(True, description="perceptual hashes, by which near duplicates are found")
     max_bytes: Positive = Field(64 * 2**20, description="larger files are rejected unread")
 
+    @model_validator(mode="after")
+    def _hashed_is_checked(self) -> _Data:
+        if self.phash and not self.check:
+            raise ValueError("check = False, but phash decodes every image too: set it to False")
+        return self
+
+
+class _Named(_Data):
+    """A source that may name splits."""
+
+    split_names: dict[str, Split] = {
+        **dict.fromkeys(("train", "training"), "train"),
+        **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+        **dict.fromkeys(("test", "testing"), "test"),
+    }
+
 
 class IdxFiles(_Model):
     """Images and their labels, as IDX files, gzipped or not."""
@@ -107,7 +123,7 @@ Level = Annotated[
 ]
 
 
-class FolderData(_Data):
+class FolderData(_Named):
     """Image files in folders; an item's id is its path below the root."""
 
     source: Literal["folder"]
@@ -118,11 +134,6 @@ class FolderData(_Data):
     )
     label: Level | None = -1
     split: Level | None = None
-    split_names: dict[str, Split] = {
-        **dict.fromkeys(("train", "training"), "train"),
-        **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
-        **dict.fromkeys(("test", "testing"), "test"),
-    }
     attributes: dict[str, Level] = {}
     pattern: str | None = Field(
         None,
@@ -160,7 +171,7 @@ class Fetch(_Model):
     backoff: Annotated[float, Field(ge=0)] = Field(0.5, description="seconds, doubled each time")
 
 
-class _Table(_Data):
+class _Table(_Named):
     """A table of items. Keys of roles name its columns; what has no role is an attribute."""
 
     table: str = Field(description="CSV, JSON lines or Parquet files, a Delta folder or table name")
@@ -220,6 +231,7 @@ class VectorsData(_Table):
 Data = Annotated[
     IdxData | FolderData | ManifestData | TextData | VectorsData, Field(discriminator="source")
 ]
+TableData = ManifestData | TextData | VectorsData
 
 
 _SOURCES: dict[str, type[_Data]] = {
@@ -365,7 +377,7 @@ class Evaluate(_Model):
 class Gate(_Model):
     """What a candidate must show to become the champion."""
 
-    above_raw_pixels: bool = True
+    above_raw_pixels: bool = Field(True, description="where items are images")
     max_drop: Share = Field(0.005, description="how far a metric may lie below the champion's")
 
 
@@ -427,7 +439,8 @@ class Config(_Model):
                 f"tune.parallelism = {self.tune.parallelism} is more than tune.trials = "
                 f"{self.tune.trials}. Allowed: 1 to {self.tune.trials}"
             )
-        if self.tune.trials and not self.tune.space:
+        searches = self.tune.trials > 0 and not isinstance(self.data, VectorsData)
+        if searches and not self.tune.space:
             raise ValueError(
                 f"tune.trials = {self.tune.trials}, but tune.space names nothing to search. Name "
                 "keys of train in it, or set tune.trials to 0"

@@ -42,12 +42,16 @@ class DataError(LookalikeError):
     exit_code = 3
 
 
-class ImageError(DataError):
-    """These bytes cannot be used as an image. `reason` is one word for counting."""
+class ContentError(DataError):
+    """These bytes cannot be used. `reason` is one word for counting."""
 
     def __init__(self, reason: str, fact: str, **facts: str):
         super().__init__(fact, **facts)
         self.reason = reason
+
+
+class ImageError(ContentError):
+    """These bytes cannot be used as an image."""
 
 
 class ArtifactError(DataError):
@@ -89,4 +93,4 @@ def raised_in(text: str) -> LookalikeError | None:
 
 def scrubbed(text: str) -> str:
     """A text without the user and password of the addresses in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    return re.sub(r"(?<=://)[^/?#\s]+@", "***@", text)

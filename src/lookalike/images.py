@@ -75,20 +75,39 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     return np.asarray(image, dtype=np.uint8).reshape(preprocessing.shape)
 
 
-def check(data: bytes) -> tuple[int, int]:
-    """Decode an image file and forget it: the width and height in pixels of the upright image.
+@dataclass(frozen=True)
+class Examined:
+    """What an image file is.
+
+    Attributes:
+        width, height: in pixels, upright.
+        media: its type, such as 'image/jpeg'.
+        phash: 64-bit perceptual hash in hexadecimal (imagehash's phash: DCT of the 32 x 32 grey
+            image); None where it was not asked for.
+    """
+
+    width: int
+    height: int
+    media: str
+    phash: str | None
+
+
+def examine(data: bytes, phash: bool) -> Examined:
+    """Decode an image file once, to see that it can be.
 
     Raises:
         ImageError: as `decode`.
     """
-    return _upright(data).size
+    kind = _open(data).format or ""
+    image = _upright(data)
+    media = Image.MIME.get(kind, f"image/{kind.lower()}")
+    return Examined(*image.size, media, _phash(image) if phash else None)
 
 
-def perceptual_hash(data: bytes) -> str:
-    """64-bit perceptual hash in hexadecimal (imagehash's phash: DCT of the 32 x 32 grey image)."""
+def _phash(image: Image.Image) -> str:
     import imagehash  # needed where catalogues are loaded, not where they are served
 
-    return str(imagehash.phash(_upright(data)))
+    return str(imagehash.phash(image))
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

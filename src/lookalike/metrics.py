@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 PRECISIONS = (1, 10)
 NEIGHBOURS = 10
@@ -140,7 +141,7 @@ def scores(
     names, counts = np.unique(gallery_labels, return_counts=True)
     found = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
     relevant = np.where(names[found] == query_labels, counts[found], 0) - int(self_in_gallery)
-    rows = []
+    rows = [np.empty((0, len(Scores.METRICS)))]
     begin = 0
     for labels in ranked:
         end = begin + len(labels)
@@ -187,7 +188,7 @@ class Calibration:
     weight: float
     bias: float
 
-    def similarity(self, distance: np.ndarray) -> np.ndarray:
+    def similarity(self, distance: ArrayLike) -> np.ndarray:
         return 1 / (1 + np.exp(-(self.weight * np.asarray(distance, np.float64) + self.bias)))
 
 

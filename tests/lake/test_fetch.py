@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import pytest
 
@@ -31,7 +32,7 @@ class Site(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.together = threading.Barrier(LIMITS.connections, timeout=20)
         self.hits: Counter[str] = Counter()
-        self.headers: dict[str, str] = {}
+        self.last, self.headers = "", dict[str, str]()
         self.connections = self.open = self.most = 0
 
     def handle_error(self, *_: object) -> None:
@@ -40,6 +41,7 @@ class Site(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     timeout = 20
     server: Site
 
@@ -52,11 +54,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        path = unquote(self.path)
         with self.server.lock:
-            self.server.hits[self.path] += 1
-            self.first = self.server.hits[self.path] == 1
-            self.server.headers = dict(self.headers)
-        word, _, rest = self.path[1:].partition("/")
+            self.server.hits[path] += 1
+            self.first = self.server.hits[path] == 1
+            self.server.last, self.server.headers = self.path, dict(self.headers)
+        word, _, rest = path[1:].partition("/")
         getattr(self, f"on_{word}", self.on_ok)(rest)
 
     def answer(self, status: int = 200, *, body: bytes = FILE, **headers: str | None) -> None:
@@ -65,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in {**plain, **named}.items():
             if value is not None:
-                self.send_header(name, value)
+                self.send_header(name, value.encode().decode("latin-1"))
         self.end_headers()
         self.wfile.write(body)
 
@@ -101,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = self.first or not once
         self.answer(Content_Length="9999" if self.close_connection else str(len(FILE)))
 
+    def on_negative(self, _: str) -> None:
+        self.answer(body=b"-5\r\nabc", **CHUNKED)
+
     def on_huge(self, _: str) -> None:
         self.answer(Content_Length=str(LIMITS.max_bytes + 1), body=b"")
         self.server.over.wait(20)
@@ -132,9 +138,15 @@ class Handler(BaseHTTPRequestHandler):
         self.answer()
 
 
+@pytest.fixture(autouse=True)
+def _without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def site() -> Iterator[Site]:
     with Site() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -171,7 +183,7 @@ def get(site: Site) -> Get:
 def test_a_file_is_fetched(site: Site, get: Get, path: str, asked: str) -> None:
     found = get(path)
     assert (found.data, found.media) == (FILE, "image/png")
-    assert site.hits[asked] == 1
+    assert site.last == asked
     assert site.headers["User-Agent"].startswith("lookalike/")
 
 
@@ -196,19 +208,19 @@ def test_an_encoding_that_is_none_is_taken(get: Get) -> None:
 @pytest.mark.parametrize(
     ("path", "reason", "said"),
     [
-        ("/status/404", "http_404", "/status/404 answers 404 Not Found. Allowed: 200 OK"),
+        ("/status/404", "http_404", "/status/404' answers 404 Not Found. Allowed: 200 OK"),
         ("/status/204", "http_204", "204 No Content"),
         ("/status/999", "http_999", "answers 999. Allowed"),
         ("/status/302", "http_302", "302 Found"),
-        ("/moved//moved//status/404", "http_404", " -> /status/404 answers 404 Not Found"),
+        ("/moved//moved//status/404", "http_404", " -> /status/404' answers 404 Not Found"),
         ("/moved/moved", "http_301", "301 Moved Permanently. Allowed: 200 OK after at most 5"),
-        ("/moved/ftp://host/a", "bad_url", " -> ftp://host/a is no address"),
+        ("/moved/ftp://host/a", "bad_url", " -> ftp://host/a' is no address"),
         ("/moved/http://[bad", "bad_url", "is no address. Allowed: an http:// or https:// URL"),
         ("/typed/text/html", "wrong_type", "is text/html. Allowed: image/*"),
         ("/packed/gzip", "wrong_type", "is image/png packed by gzip. Allowed: "),
-        ("/empty", "empty", "/empty has 0 bytes"),
-        ("/huge", "too_many_bytes", "/huge has 100,001 bytes or more. Allowed: 100,000"),
-        ("/endless/200", "too_many_bytes", " bytes or more. Allowed: 100,000"),
+        ("/empty", "empty", "/empty' has 0 bytes"),
+        ("/huge", "too_many_bytes", "/huge' has at least 100,001 bytes. Allowed: at most 100,000"),
+        ("/endless/200", "too_many_bytes", " bytes. Allowed: at most 100,000 bytes"),
     ],
 )
 def test_a_link_without_a_file_is_named(
@@ -226,7 +238,7 @@ def test_a_link_without_a_file_is_named(
      "https://[bad", "http://[bad]/", "http://host:port/", "http://host:99999/", "http://a..b/",
      "http://\u00e4..b/", "http://*.b/", "//host/a", "http:host"],
 )  # fmt: skip
-def test_what_is_no_address_is_named(get: Get, url: str) -> None:
+def test_what_is_no_address_is_named(url: str) -> None:
     (found,) = fetch([url], LIMITS)
     assert found.reason == "bad_url"
     assert "Allowed: an http:// or https:// URL" in str(found.detail)
@@ -245,6 +257,7 @@ def test_what_fails_in_passing_is_asked_again(site: Site, get: Get, path: str) -
         ("/endless/503", "http_503", "answers 503 Service Unavailable. Allowed: 200 OK"),
         ("/later/soon", "http_503", "answers 503 Service Unavailable. Allowed: 200 OK"),
         ("/later/Sun, 06 Nov 1994 08:49:37 GMT", "http_503", "asked again after 0 s"),
+        ("/negative", "unreachable", "cannot be fetched (read length must be non-negative or -1)"),
         ("/cut", "unreachable", "IncompleteRead(2560 bytes read, 7439 more expected)"),
     ],
 )
@@ -254,10 +267,10 @@ def test_what_keeps_failing_is_given_up(
     found = get(path)
     assert found.reason == reason
     assert said in str(found.detail)
-    assert site.hits[path.replace(" ", "%20")] == TRIES
+    assert site.hits[path] == TRIES
 
 
-@pytest.mark.parametrize("when", ["3600", "9" * 5000, "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("when", ["3600", "9" * 400, "9" * 5000, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_no_wait_leads_beyond_the_deadline(site: Site, get: Get, when: str) -> None:
     found = get(f"/later/{when}", deadline=5, backoff=6)
     assert found.reason == "http_503"
@@ -274,6 +287,9 @@ def test_a_server_that_never_finishes_is_left_at_the_deadline(get: Get, path: st
 
 def test_a_silent_server_is_asked_again(site: Site, get: Get) -> None:
     assert get("/silent", timeout=0.1).reason == "timeout"
+    until = time.monotonic() + 10
+    while site.hits["/silent"] < TRIES and time.monotonic() < until:
+        time.sleep(0.01)  # it reads what was sent to it even after the client has left
     assert site.hits["/silent"] == TRIES
 
 
@@ -331,7 +347,7 @@ def test_urls_are_read_as_files_are_taken(site: Site) -> None:
 
 def test_closing_ends_the_threads(site: Site) -> None:
     before = set(threading.enumerate())
-    limits = replace(LIMITS, connections=4, timeout=0.5, backoff=10)
+    limits = replace(LIMITS, connections=4, timeout=1, backoff=10)
     paths = ("/ok", "/silent", "/dripping/body", "/status/503", *["/ok"] * 9)
     found = fetch([site.url + path for path in paths], limits)
     assert next(found).data == FILE

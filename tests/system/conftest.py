@@ -14,7 +14,7 @@ from lookalike.steps.context import Context
 
 @pytest.fixture(scope="session")
 def way(tmp_path_factory: pytest.TempPathFactory) -> Way:
-    """All nine steps on a few hundred images: 2 Spark workers, 2 trials, 2 Horovod ranks."""
+    """All ten steps on a few hundred images: 2 Spark workers, 2 trials, 2 Horovod ranks."""
     folder = tmp_path_factory.mktemp("a way é")  # a folder as people have them
     conf = write_recipe(folder, train=50, test=12)
     done = command(

@@ -10,10 +10,13 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from lookalike.columns import TEST, UNSEEN
 from lookalike.images import Preprocessing, decode
 from lookalike.lake.tables import Tables
 
-_SAMPLE: Final = "item_id string, label string, split string, vector array<float>, pixels binary"
+_WITH_PIXELS: Final = (
+    "item_id string, label string, split string, unseen boolean, vector array<float>, pixels binary"
+)
 
 
 def with_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFrame:
@@ -42,38 +45,59 @@ def sample(
     tables: Tables,
     fingerprint: str,
     versions: dict[str, int],
-    preprocessing: Preprocessing,
     limits: tuple[int, int],
+    labelled: bool,
+    preprocessing: Preprocessing | None,
 ) -> DataFrame:
-    """A bounded sample of labelled items, by hash, with vector and decoded pixels.
+    """A bounded sample of items, by hash, with vector and decoded pixels.
 
     Args:
         tables: the warehouse's.
         fingerprint: of the encoder.
         versions: of the tables 'items' and 'splits'.
-        preprocessing: size and channels of `pixels`.
         limits: test items, and items of the other splits.
+        labelled: whether only items with a label are taken.
+        preprocessing: size and channels of `pixels`; None where contents are no images.
 
     Returns:
-        item_id, label, split, vector, pixels (uint8 size x size x channels), by item_id.
+        item_id, label, split, unseen (whether its class is kept out of training), vector and,
+        of images, pixels (uint8 size x size x channels); by item_id.
     """
-    items = tables.read("items", versions["items"]).where("label IS NOT NULL")
-    splits = tables.read("splits", versions["splits"]).select("item_id", "split")
-    both = items.select("item_id", "sha256", "label").join(splits, "item_id")
-    chosen = [
-        both.where(side).orderBy(F.xxhash64("item_id"), "item_id").limit(limit)
-        for side, limit in zip(("split = 'test'", "split <> 'test'"), limits, strict=True)
-    ]
-    return (
-        chosen[0]
-        .unionByName(chosen[1])
+    splits = tables.read("splits", versions["splits"])
+    both = (
+        _items(tables, versions["items"], labelled)
+        .join(splits, "item_id")
+        .withColumn("unseen", F.col("decided_by").eqNullSafe(UNSEEN))
+    )
+    test = F.col("split") == TEST
+    rows = (
+        _by_hash(both.where(test), limits[0])
+        .unionByName(_by_hash(both.where(~test), limits[1]))
         .join(_vectors(tables, fingerprint), "sha256")
-        .join(tables.read("contents").select("sha256", "bytes"), "sha256")
-        .select("item_id", "label", "split", "vector", "bytes")
+    )
+    columns = ["item_id", "label", "split", "unseen", "vector"]
+    if preprocessing is not None:
+        rows = rows.join(tables.read("contents").select("sha256", "bytes"), "sha256")
+        columns.append("bytes")
+    rows = (
+        rows.select(*columns)
         .repartitionByRange(2 * tables.spark.sparkContext.defaultParallelism, "item_id")
         .sortWithinPartitions("item_id")
-        .mapInArrow(lambda batches: _with_pixels(batches, preprocessing), _SAMPLE)
     )
+    if preprocessing is None:
+        return rows
+    return rows.mapInArrow(lambda batches: _with_pixels(batches, preprocessing), _WITH_PIXELS)
+
+
+def labelled_contents(
+    tables: Tables, versions: dict[str, int], split: str, limit: int
+) -> DataFrame:
+    """At most `limit` labelled items of a split, by hash: label, bytes."""
+    splits = tables.read("splits", versions["splits"]).where(F.col("split") == split)
+    items = _items(tables, versions["items"], labelled=True).join(splits, "item_id")
+    contents = tables.read("contents").select("sha256", "bytes")
+    chosen = _by_hash(items, limit).join(contents, "sha256")
+    return chosen.orderBy("item_id").select("label", "bytes")
 
 
 def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[str, bytes]:
@@ -83,6 +107,15 @@ def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[s
     return {
         row["item_id"]: bytes(row["bytes"]) for row in rows.select("item_id", "bytes").collect()
     }
+
+
+def _items(tables: Tables, version: int, labelled: bool) -> DataFrame:
+    items = tables.read("items", version).select("item_id", "sha256", "label")
+    return items.where("label IS NOT NULL") if labelled else items
+
+
+def _by_hash(items: DataFrame, limit: int) -> DataFrame:
+    return items.orderBy(F.xxhash64("item_id"), "item_id").limit(limit)
 
 
 def _vectors(tables: Tables, fingerprint: str) -> DataFrame:
@@ -96,7 +129,6 @@ def _with_pixels(
     for batch in batches:
         pixels = [decode(b, preprocessing) for b in batch.column("bytes").to_pylist()]
         raw = pa.array([np.ascontiguousarray(p).tobytes() for p in pixels], pa.binary())
-        kept = [batch.column(name) for name in ("item_id", "label", "split", "vector")]
-        yield pa.RecordBatch.from_arrays(
-            [*kept, raw], names=["item_id", "label", "split", "vector", "pixels"]
-        )
+        names = [name for name in batch.schema.names if name != "bytes"]
+        kept = [batch.column(name) for name in names]
+        yield pa.RecordBatch.from_arrays([*kept, raw], names=[*names, "pixels"])

@@ -1,4 +1,4 @@
-"""Vectors of all images of the catalogue, by Spark and ONNX Runtime."""
+"""Vectors of all contents of the catalogue, by Spark and an encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyspark import StorageLevel
 from pyspark.sql import functions as F
 
 from lookalike.encoder import Encoder
-from lookalike.errors import ImageError
+from lookalike.errors import ContentError
 from lookalike.lake.session import translated
 from lookalike.lake.tables import Tables
 
@@ -21,7 +21,7 @@ _ENCODED: Final = "sha256 string, encoder string, vector array<float>, reason st
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embedding did, in distinct images: `seen` = `known` + `embedded` + `rejected`."""
+    """What embedding did, in distinct contents: `seen` = `known` + `embedded` + `rejected`."""
 
     seen: int
     known: int
@@ -39,7 +39,9 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
         items_version: version of the items table.
     """
     wanted = tables.read("items", items_version).select("sha256").distinct()
-    known = tables.read("embeddings").where(F.col("encoder") == fingerprint).select("sha256")
+    # At its version: Spark would make what is kept of a newer one anew after the write below.
+    embeddings = tables.read("embeddings", tables.version("embeddings"))
+    known = embeddings.where(F.col("encoder") == fingerprint).select("sha256")
     missing = wanted.join(known, "sha256", "left_anti")
     seen, new = wanted.count(), missing.count()
     if new == 0:
@@ -68,11 +70,10 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
 
 
 def _add_rejects(tables: Tables, rejected: Any, items_version: int) -> None:
-    items = tables.read("items", items_version).select("item_id", "source", "sha256")
-    rows = items.join(rejected, "sha256").select(
-        "item_id", "source", "reason", "detail", F.current_timestamp().alias("seen_at")
-    )
-    tables.insert_new("rejects", rows, ("item_id", "source", "reason"))
+    items = tables.read("items", items_version)
+    columns = ("item_id", "source", "source_version", "reason", "detail")
+    rows = items.join(rejected, "sha256").select(*columns, F.current_timestamp().alias("seen_at"))
+    tables.upsert("rejects", rows, "item_id", columns[1:])
 
 
 def _encoded(
@@ -82,17 +83,17 @@ def _encoded(
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH):
             part = batch.slice(start, _BATCH)
-            hashes, images = part.column(0).to_pylist(), part.column(1).to_pylist()
+            hashes, contents = part.column(0).to_pylist(), part.column(1).to_pylist()
             try:
-                vectors: list[Any] = list(encoder.encode(images))
-                reasons: list[Any] = [None] * len(images)
-                details: list[Any] = [None] * len(images)
-            except ImageError:
-                vectors, reasons, details = _one_by_one(encoder, images)
+                vectors: list[Any] = list(encoder.encode(contents))
+                reasons: list[Any] = [None] * len(contents)
+                details: list[Any] = [None] * len(contents)
+            except ContentError:
+                vectors, reasons, details = _one_by_one(encoder, contents)
             yield pa.RecordBatch.from_arrays(
                 [
                     pa.array(hashes, pa.string()),
-                    pa.array([fingerprint] * len(images), pa.string()),
+                    pa.array([fingerprint] * len(contents), pa.string()),
                     pa.array(vectors, pa.list_(pa.float32())),
                     pa.array(reasons, pa.string()),
                     pa.array(details, pa.string()),
@@ -102,17 +103,17 @@ def _encoded(
 
 
 def _one_by_one(
-    encoder: Encoder, images: list[bytes]
+    encoder: Encoder, contents: list[bytes]
 ) -> tuple[list[Any], list[str | None], list[str | None]]:
     vectors: list[Any] = []
     reasons: list[str | None] = []
     details: list[str | None] = []
-    for image in images:
+    for data in contents:
         try:
-            vectors.append(encoder.encode([image])[0])
+            vectors.append(encoder.encode([data])[0])
             reasons.append(None)
             details.append(None)
-        except ImageError as error:
+        except ContentError as error:
             vectors.append(None)
             reasons.append(error.reason)
             details.append(str(error))

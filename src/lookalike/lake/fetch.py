@@ -23,7 +23,7 @@ from urllib.parse import urljoin
 import requests
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidURL
-from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError
+from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, ProtocolError
 from urllib3.exceptions import TimeoutError as NetworkTimeout
 from urllib3.util import Retry
 
@@ -45,7 +45,8 @@ class Limits:
     Attributes:
         connections: URLs that one call fetches at once, each in a thread.
         timeout: seconds for connecting, and between bytes.
-        deadline: seconds for one URL, with all redirects, retries and waits.
+        deadline: seconds for one URL, with all redirects, retries and waits. What the resolver
+            takes to look up a host comes on top: nothing can end that.
         retries: further tries after one that failed in passing.
         backoff: seconds before the first retry, doubled for each further one.
         max_bytes: size of the largest file.
@@ -83,8 +84,8 @@ def fetch(urls: Iterable[str], limits: Limits) -> Iterator[Fetched]:
     """Fetch files, `limits.connections` at once, in the order of their URLs.
 
     The caller's thread reads `urls`, at most `2 * limits.connections` ahead, so no more files are
-    held. A URL that fails is not an error. Closed early, it leaves threads that end within
-    `limits.timeout`.
+    held. A URL that fails is not an error. Closed early, it leaves threads that end by themselves,
+    about `limits.timeout` later.
     """
     stop = threading.Event()
     ahead: deque[Future[Fetched]] = deque()
@@ -120,12 +121,12 @@ class _Turn:
         return left
 
     def failed(self, reason: str, fact: str, allowed: str, remedy: str) -> Fetched:
-        error = DataError(f"{self.shown} {fact}", allowed=allowed, remedy=remedy)
+        error = DataError(f"{self.shown!r} {fact}", allowed=allowed, remedy=remedy)
         return Fetched(self.url, None, None, reason, scrubbed(str(error)))
 
 
 class _Timed(io.RawIOBase):
-    """What a socket receives, up to the deadline: its own timeout begins anew with each byte."""
+    """What a socket receives, up to the deadline: a socket's timeout begins anew with each byte."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket):
         self._raw, self._sock = raw, sock
@@ -154,6 +155,14 @@ class _Adapter(HTTPAdapter):
 
     def get_connection(self, *args: Any, **options: Any) -> Any:  # requests before 2.32
         return _timed(super().get_connection(*args, **options))
+
+    def close(self) -> None:
+        # urllib3 2 leaves it to the garbage collector to close the connections of a pool.
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118
+                if pool := manager.pools.get(key):
+                    pool.close()
+        super().close()
 
 
 def _timed(pool: Any) -> Any:
@@ -201,7 +210,7 @@ def _try(session: requests.Session, turn: _Turn) -> tuple[Fetched, float | None]
         return turn.failed("timeout", "does not answer in time", within, "Try later"), None
     except (requests.RequestException, HTTPError) as error:
         fact = f"cannot be fetched ({_root(error)})"
-        return turn.failed("unreachable", fact, "a whole file", "Try later, or correct it"), None
+        return turn.failed("unreachable", fact, "a whole file", "Check the URL, or try later"), None
 
 
 def _follow(session: requests.Session, turn: _Turn) -> tuple[Fetched, float | None]:
@@ -239,24 +248,24 @@ def _request(
 
 
 def _file(response: requests.Response, turn: _Turn) -> Fetched:
-    limits, raw, headers = turn.limits, response.raw, response.headers
-    media = headers.get("Content-Type", "").partition(";")[0].strip().lower() or None
+    raw, headers = response.raw, response.headers
+    media = headers.get("Content-Type", "").partition(";")[0].strip().lower()[:100] or None
     packing = {word.strip() for word in headers.get("Content-Encoding", "").lower().split(",")}
     if packing & _PACKED or not (media is None or media.startswith("image/") or media in _BYTES):
-        fact = " packed by ".join([f"is {(media or 'a file')[:100]}", *(packing & _PACKED)])
+        fact = " packed by ".join([f"is {media or 'a file'}", *(packing & _PACKED)])
         allowed = f"image/*, {', '.join(_BYTES)} or no type, not packed"
         return turn.failed("wrong_type", fact, allowed, "Link the image itself")
     raw.enforce_content_length = True  # urllib3 1 does not by itself
     pieces: list[bytes] = []
     size = raw.length_remaining or 0
     received = 0
-    while size <= limits.max_bytes and (piece := raw.read(_PIECE, decode_content=False)):
+    while size <= turn.limits.max_bytes and (piece := _read(raw, _PIECE)):
         pieces.append(piece)
         received += len(piece)
         size = max(size, received)
-    if size > limits.max_bytes:
-        fact = f"has {size:,} bytes or more"
-        return turn.failed("too_many_bytes", fact, f"{limits.max_bytes:,}", "Link a smaller image")
+    if size > turn.limits.max_bytes:
+        fact, allowed = f"has at least {size:,} bytes", f"at most {turn.limits.max_bytes:,} bytes"
+        return turn.failed("too_many_bytes", fact, allowed, "Link a smaller image")
     if not size:
         return turn.failed("empty", "has 0 bytes", "an image", "Replace the file")
     return Fetched(turn.url, b"".join(pieces), media, None, None)
@@ -267,7 +276,7 @@ def _refusal(response: requests.Response, turn: _Turn) -> tuple[Fetched, float |
     fact = f"answers {response.status_code} {responses.get(response.status_code, '')}".rstrip()
     # A header of any text: InvalidHeader, and of numbers beyond all calendars the other two.
     with suppress(KeyError, InvalidHeader, ValueError, OverflowError):
-        after = Retry().parse_retry_after(response.headers["Retry-After"])
+        after = float(Retry().parse_retry_after(response.headers["Retry-After"]))
         fact += f" and wants to be asked again after {after:,.0f} s"
     remedy = "Try later" if reason in _RETRIED else "Correct the feed"
     return turn.failed(reason, fact, f"200 OK after at most {_REDIRECTS} redirects", remedy), after
@@ -278,7 +287,14 @@ def _spare(response: requests.Response) -> None:
     rest = response.raw.length_remaining
     if rest is not None and rest <= _REST:
         with suppress(HTTPError):
-            response.raw.read(_REST, decode_content=False)
+            _read(response.raw, _REST)
+
+
+def _read(raw: Any, size: int) -> bytes:
+    try:
+        return raw.read(size, decode_content=False)
+    except ValueError as error:  # what http.client says to chunks of a negative size
+        raise ProtocolError(str(error)) from None
 
 
 def _root(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A source into the tables: contents, splits and rejects first, items last.
+"""A source into the tables: contents first, then rejects, items last.
 
 An item's row carries the version of its source, by which the next load knows what it need not
 read. It is written when all else is, so a load killed anywhere is finished by the next.
@@ -6,33 +6,65 @@ read. It is written when all else is, so a load killed anywhere is finished by t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
-import pyarrow as pa
+import pandas as pd
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
 
 from lookalike import images
-from lookalike.columns import TEST, TRAIN, VALIDATION
+from lookalike.config import Split
 from lookalike.errors import DataError, ImageError
 from lookalike.lake.session import translated
-from lookalike.lake.sources import STAGED, Source, staged_schema
+from lookalike.lake.sources import Source
+from lookalike.lake.sources.files import many_small_files
 from lookalike.lake.tables import Tables
 
-_EXAMINED = f"{STAGED}, sha256 string, width int, height int, phash string"
-_PREFIX = 2  # hexadecimal digits of sha256 by which contents are laid out
+_METADATA = ("group_id", "label", "attributes", "given_split")
+_ITEM = (*_METADATA, "source", "source_version", "sha256")
+_SEEN = (
+    "sha256 string, media string, width int, height int, phash string, reason string, detail string"
+)
+_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_BATCH_ROWS = 64  # image files that a worker holds at a time
+_AGAIN = "reason LIKE 'http!_%' ESCAPE '!' OR reason IN ('timeout', 'unreachable', 'unreadable')"
+_SMALL = 1_000_000  # rows of ids that each worker can hold
+_NAMED = 10
+_SIGNATURES = (
+    ("FFD8FF", "image/jpeg"),
+    ("89504E47", "image/png"),
+    ("474946", "image/gif"),
+    ("52494646", "image/webp"),
+    ("424D", "image/bmp"),
+    ("49492A00", "image/tiff"),
+    ("4D4D002A", "image/tiff"),
+)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load did: `seen` = `used` + `rejected`; `changed` of the used are new or other."""
+    """What a load did: of the `seen` items of the source, `used` + `rejected`.
+
+    Attributes:
+        seen: items that the source lists.
+        used: of them, those in the items table.
+        rejected: of them, those in the rejects.
+        read: contents that were read.
+        changed: items that are new, or other than they were.
+        pruned: items that the source has no more, and that are deleted.
+    """
 
     seen: int
     used: int
     rejected: int
+    read: int
     changed: int
+    pruned: int
 
 
 @dataclass(frozen=True)
@@ -40,124 +72,337 @@ class Rules:
     """How a load decides.
 
     Attributes:
-        validation_share: of the source's training items, by hash.
-        max_reject_share: above it the load is refused.
+        max_reject_share: of the source's items; above it the load is refused.
+        repeated_ids: what becomes of rows with one item_id.
+        check: whether images are decoded once, so that damaged ones are rejected.
         phash: whether perceptual hashes are computed.
-        seed: of the split.
+        max_bytes: larger contents are rejected.
+        split_names: the split that a word in the source means; none: the word itself.
     """
 
-    validation_share: float
     max_reject_share: float
-    phash: bool
-    seed: int
+    repeated_ids: Literal["refuse", "first", "last"] = "refuse"
+    check: bool = True
+    phash: bool = True
+    max_bytes: int = 64 * 2**20
+    split_names: dict[str, Split] | None = None
 
 
-def load(tables: Tables, source: Source, rules: Rules) -> Loaded:
+def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> Loaded:
     """Load what is new or changed.
 
+    Args:
+        tables: the warehouse's.
+        source: the catalogue.
+        rules: how to decide.
+        prune: whether items that the source has no more are deleted.
+
     Raises:
-        DataError: unreadable source, or more rejects than allowed; nothing is committed.
+        DataError: unreadable or empty source, an item_id that comes twice, or more rejects than
+            allowed; nothing is committed.
     """
-    with translated():
-        staged = source.changed(tables.read("items"))
-        if staged is None:
-            return Loaded(0, 0, 0, 0)
-        phash = rules.phash
-        rows = staged.mapInArrow(lambda b: _examined(b, phash), _EXAMINED)
-        rows = rows.persist(StorageLevel.DISK_ONLY)
-        try:
-            return _commit(tables, rows, rules)
-        finally:
-            rows.unpersist()
+    with translated(), _tuned(tables.spark), ExitStack() as kept:
+
+        def keep(rows: DataFrame) -> DataFrame:
+            kept.callback(rows.unpersist)
+            return rows.persist(StorageLevel.MEMORY_AND_DISK)
+
+        listing = _one_each(keep(_listed(source, rules)), source, rules)
+        changes = keep(_changes(tables, listing))
+        found = {row["change"]: row["count"] for row in changes.groupBy("change").count().collect()}
+        seen = sum(found.values())
+        if seen == 0:
+            raise _nothing(source)
+        wanted = changes.where("change = 'read'")
+        contents = outcome = None
+        if found.get("read"):
+            contents = keep(_examined(source.read(wanted), source.media, rules))
+            outcome = keep(_outcome(wanted, contents))
+        loaded = _Load(tables, changes, contents, outcome)
+        bad = loaded.rejects.count() + found.get("known", 0)
+        if bad > rules.max_reject_share * seen:
+            raise _too_many(loaded.rejects, bad, seen, rules)
+        return loaded.commit(source, listing, seen, found, prune)
 
 
-def _commit(tables: Tables, rows: DataFrame, rules: Rules) -> Loaded:
-    used = rows.where("reason IS NULL")
-    rejected = rows.where("reason IS NOT NULL")
-    counts = rows.select(F.count("*").alias("seen"), F.count("reason").alias("rejected")).first()
-    seen, bad = counts["seen"], counts["rejected"]  # type: ignore[index]
-    if bad > rules.max_reject_share * seen:
-        commonest = rejected.groupBy("reason").count().orderBy("count", ascending=False).first()
-        example = rejected.where(F.col("reason") == commonest["reason"]).first()  # type: ignore[index]
+@dataclass(frozen=True)
+class _Load:
+    """What came, before it is committed."""
+
+    tables: Tables
+    changes: DataFrame
+    contents: DataFrame | None
+    outcome: DataFrame | None
+
+    @property
+    def rejects(self) -> DataFrame:
+        columns = ("item_id", "source", "source_version", "reason", "detail")
+        rows = self.changes.where("change = 'reject'").select(*columns)
+        if self.outcome is not None:
+            bad = self.outcome.where("reason IS NOT NULL").select(*columns)
+            rows = rows.unionByName(bad)
+        return rows
+
+    @property
+    def items(self) -> DataFrame:
+        columns = ("item_id", *_ITEM, "was_rejected")
+        rows = self.changes.where("change = 'relabel'").select(*columns)
+        if self.outcome is not None:
+            rows = rows.unionByName(self.outcome.where("reason IS NULL").select(*columns))
+        return rows
+
+    def commit(
+        self, source: Source, listing: DataFrame, seen: int, found: dict[str, int], prune: bool
+    ) -> Loaded:
+        tables, ids = self.tables, listing.select("item_id")
+        changed = self.items.count()
+        if self.contents is not None and self.outcome is not None:
+            _add_contents(tables, self.contents, self.outcome.where("reason IS NULL"))
+        rejects = self.rejects.withColumn("seen_at", F.current_timestamp())
+        if new := rejects.count():
+            compared = ("source", "source_version", "reason", "detail")
+            tables.upsert("rejects", rejects, "item_id", compared)
+        if changed:
+            items = self.items.drop("was_rejected").withColumn("updated_at", F.current_timestamp())
+            tables.upsert("items", items, "item_id", _ITEM)
+            mended = self.items.where("was_rejected").select("item_id")
+            if not mended.isEmpty():
+                tables.delete("rejects", mended, "item_id")
+        pruned = _prune(tables, source, ids) if prune else 0
+        if not (changed or new):
+            used, rejected = found.get("same", 0), found.get("known", 0)
+        else:  # counted where they came to lie, not inferred
+            used, rejected = _counted(tables, listing)
+        return Loaded(seen, used, rejected, found.get("read", 0), changed, pruned)
+
+
+def _listed(source: Source, rules: Rules) -> DataFrame:
+    """The listing, with the names of splits put into ours."""
+    listing = source.listing()
+    if rules.split_names is None:
+        return listing
+    names = F.create_map(*(F.lit(text) for pair in rules.split_names.items() for text in pair))
+    word = F.nullif(F.lower(F.trim("given_split")), F.lit(""))
+    unknown = F.col("reason").isNull() & word.isNotNull() & names[word].isNull()
+    detail = F.concat(
+        F.lit("the split '"),
+        "given_split",
+        F.lit(f"' is none of {', '.join(rules.split_names)} (data.split_names)"),
+    )
+    return listing.withColumns(
+        {
+            "given_split": names[word],
+            "reason": F.when(unknown, "unknown_split").otherwise(F.col("reason")),
+            "detail": F.when(unknown, detail).otherwise(F.col("detail")),
+        }
+    )
+
+
+def _one_each(listing: DataFrame, source: Source, rules: Rules) -> DataFrame:
+    counts = listing.groupBy("item_id").count().where("count > 1")
+    repeated = counts.orderBy("item_id").limit(_NAMED + 1).collect()
+    if not repeated:
+        return listing
+    if rules.repeated_ids == "refuse":
+        shown = ", ".join(f"{row['item_id']} ({row['count']} times)" for row in repeated[:_NAMED])
+        more = " and more" if len(repeated) > _NAMED else ""
         raise DataError(
-            f"{bad:,} of {seen:,} items cannot be used, most of them for "
-            f"{commonest['reason']!r}, for example {example['item_id']}: {example['detail']}",  # type: ignore[index]
-            allowed=f"a share of {rules.max_reject_share} (data.max_reject_share)",
-            remedy="Mend the source or raise data.max_reject_share; nothing was loaded",
+            f"{' and '.join(source.names)} has an item_id more than once: {shown}{more}",
+            allowed="one row an item_id",
+            remedy="Mend the source, or set data.repeated_ids to first or last; nothing was loaded",
         )
-    _add_contents(tables, used)
-    _add_splits(tables, used, rules)
-    _add_rejects(tables, rejected)
-    changed = _put_items(tables, used)
-    # Counted where they came to lie, not inferred.
-    return Loaded(
-        seen=seen,
-        used=tables.read("items").join(used.select("item_id"), "item_id", "left_semi").count(),
-        rejected=rejected.select("item_id")
-        .join(tables.read("rejects").select("item_id").distinct(), "item_id")
-        .count(),
-        changed=changed,
-    )
+    order = F.col("position").asc() if rules.repeated_ids == "first" else F.col("position").desc()
+    number = F.row_number().over(Window.partitionBy("item_id").orderBy(order))
+    return listing.withColumn("number", number).where("number = 1").drop("number")
 
 
-def _add_contents(tables: Tables, used: DataFrame) -> None:
-    known = tables.read("contents").select("sha256")
-    contents = (
-        used.select("sha256", "media", "bytes", "width", "height", "phash")
-        .dropDuplicates(["sha256"])
-        .join(known, "sha256", "left_anti")
-        # Files hold neighbouring hashes, so a look for some hashes opens few of them.
-        .repartitionByRange(F.substring("sha256", 1, _PREFIX))
-        .sortWithinPartitions("sha256")
-    )
-    tables.insert_new("contents", contents, ("sha256",))
+def _changes(tables: Tables, listing: DataFrame) -> DataFrame:
+    """The listing with `change`: what is to be done for an item.
 
-
-def _add_splits(tables: Tables, used: DataFrame, rules: Rules) -> None:
-    splits = used.select(
+    same: nothing; relabel: its row is other, its content is not; read: its content is new, or may
+    be; reject: the listing shows that it cannot be used; known: it has been rejected before.
+    """
+    # At their versions: what is kept of newer ones is thrown away and made anew, contents and
+    # all, by each write to them.
+    items = tables.read("items", tables.version("items")).select(
         "item_id",
-        _split(rules).alias("split"),
-        F.when(F.col("split") == TEST, "source").otherwise("hash").alias("decided_by"),
+        F.col("sha256"),
+        F.col("source").alias("old_source"),
+        F.col("source_version").alias("old_version"),
+        F.struct(*map(_comparable, _METADATA)).alias("old"),
     )
-    tables.insert_new("splits", splits, ("item_id",))
-
-
-def _split(rules: Rules) -> Column:
-    # By what the photo shows, not by its id: copies and a product's photos stay on one side.
-    key = F.coalesce(F.col("group_id"), F.col("sha256"))
-    part = F.pmod(F.xxhash64(key, F.lit(rules.seed)), F.lit(10_000)) / 10_000
-    return F.when(F.col("split") == TEST, TEST).otherwise(
-        F.when(part < rules.validation_share, VALIDATION).otherwise(TRAIN)
+    rejects = tables.read("rejects", tables.version("rejects")).select(
+        "item_id",
+        F.col("source").alias("bad_source"),
+        F.col("source_version").alias("bad_version"),
+        F.col("reason").alias("bad_reason"),
+        F.expr(_AGAIN).alias("again"),
+    )
+    old = F.col("old_source").eqNullSafe(F.col("source")) & F.col("old_version").eqNullSafe(
+        F.col("source_version")
+    )
+    bad = F.col("bad_source").eqNullSafe(F.col("source")) & F.col("bad_version").eqNullSafe(
+        F.col("source_version")
+    )
+    listed_bad = F.col("reason").isNotNull()
+    change = (
+        F.when(listed_bad & bad & F.col("bad_reason").eqNullSafe(F.col("reason")), "known")
+        .when(listed_bad, "reject")
+        .when(old & F.col("old").eqNullSafe(F.struct(*map(_comparable, _METADATA))), "same")
+        .when(old, "relabel")
+        .when(bad & ~F.col("again"), "known")
+        .otherwise("read")
+    )
+    return (
+        listing.join(items, "item_id", "left")
+        .join(rejects, "item_id", "left")
+        .withColumns({"change": change, "was_rejected": F.col("bad_reason").isNotNull()})
+        .select(*listing.columns, "sha256", "was_rejected", "change")
     )
 
 
-def _add_rejects(tables: Tables, rejected: DataFrame) -> None:
-    rows = rejected.select(
-        "item_id", "source", "reason", "detail", F.current_timestamp().alias("seen_at")
+def _examined(read: DataFrame, media: str | None, rules: Rules) -> DataFrame:
+    """Contents with what they are: `READ` and sha256, media, width, height, phash."""
+    limit = rules.max_bytes
+    if media is None and rules.check:
+        phash = rules.phash
+
+        @pandas_udf(_SEEN)  # type: ignore[call-overload]
+        def seen(contents: pd.Series) -> pd.DataFrame:
+            return pd.DataFrame([_examine(data, phash, limit) for data in contents],
+                                columns=[c.split()[0] for c in _SEEN.split(", ")])  # fmt: skip
+
+        # As a function of a column, the bytes go to Python and need not come back.
+        return read.select(
+            "item_id", "bytes", F.col("reason").alias("first"), F.col("detail").alias("told"),
+            seen("bytes").alias("seen"),
+        ).select(
+            "item_id", "bytes", "seen.sha256", "seen.media", "seen.width", "seen.height",
+            "seen.phash",
+            F.coalesce("first", "seen.reason").alias("reason"),
+            F.coalesce("told", "seen.detail").alias("detail"),
+        )  # fmt: skip
+    size = F.length("bytes")
+    reason = F.when(size == 0, "empty").when(size > limit, "too_many_bytes")
+    detail = F.concat(F.lit("the content has "), size, F.lit(f" bytes, of 1 to {limit:,} allowed"))
+    return read.withColumns(
+        {
+            "sha256": F.sha2("bytes", 256),
+            "media": _signature() if media is None else F.lit(media),
+            "width": F.lit(None).cast("int"),
+            "height": F.lit(None).cast("int"),
+            "phash": F.lit(None).cast("string"),
+            "reason": F.coalesce("reason", reason),
+            "detail": F.coalesce("detail", F.when(reason.isNotNull(), detail)),
+        }
     )
-    if not rows.isEmpty():
-        tables.insert_new("rejects", rows, ("item_id", "source", "reason"))
 
 
-def _put_items(tables: Tables, used: DataFrame) -> int:
-    compared = ("group_id", "sha256", "label", "attributes", "source", "source_version")
-    old = tables.read("items").select(
-        "item_id", F.struct(*(_comparable(c) for c in compared)).alias("old")
+def _examine(data: bytes | None, phash: bool, limit: int) -> tuple[object, ...]:
+    if data is None:
+        return (None,) * 7
+    if len(data) > limit:
+        said = f"the image has {len(data):,} bytes. Allowed: at most {limit:,} (data.max_bytes)"
+        return (None, None, None, None, None, "too_many_bytes", said)
+    try:
+        found = images.examine(data, phash)
+    except ImageError as error:
+        return (None, None, None, None, None, error.reason, str(error))
+    sha256 = images.content_hash(data)
+    return (sha256, found.media, found.width, found.height, found.phash, None, None)
+
+
+def _outcome(wanted: DataFrame, contents: DataFrame) -> DataFrame:
+    """The wanted rows with the sha256 of their content, or the reason why there is none."""
+    read = contents.select("item_id", "sha256", "reason", "detail")
+    unread = F.col("sha256").isNull() & F.col("reason").isNull()
+    return (
+        wanted.drop("sha256", "reason", "detail")
+        .join(read, "item_id", "left")
+        .withColumns(
+            {
+                "reason": F.when(unread, "unreadable").otherwise(F.col("reason")),
+                "detail": F.when(unread, "its content is gone, or cannot be read").otherwise(
+                    F.col("detail")
+                ),
+            }
+        )
     )
-    items = (
-        used.select("item_id", *compared)
-        .join(old, "item_id", "left")
-        .where(~F.struct(*(_comparable(c) for c in compared)).eqNullSafe(F.col("old")))
-        .select("item_id", *compared, F.current_timestamp().alias("updated_at"))
-        .persist(StorageLevel.DISK_ONLY)
+
+
+def _add_contents(tables: Tables, contents: DataFrame, used: DataFrame) -> None:
+    known = tables.read("contents", tables.version("contents")).select("sha256")
+    firsts = (
+        used.groupBy("sha256")
+        .agg(F.min("item_id").alias("item_id"))
+        .join(known, "sha256", "left_anti")
+        .select("item_id")
+        .persist(StorageLevel.MEMORY_AND_DISK)
     )
     try:
-        changed = items.count()
-        if changed:
-            tables.upsert("items", items, "item_id")
-        return changed
+        if (new := firsts.count()) == 0:
+            return
+        # The bytes stay where they are: what is sent about is the ids.
+        keys = F.broadcast(firsts) if new <= _SMALL else firsts
+        rows = contents if new == used.count() else contents.join(keys, "item_id", "left_semi")
+        columns = ("sha256", "media", "bytes", "width", "height", "phash")
+        rows = rows.where("reason IS NULL").select(*columns)
+        tables.insert_new("contents", rows, ("sha256",))
     finally:
-        items.unpersist()
+        firsts.unpersist()
+
+
+def _prune(tables: Tables, source: Source, ids: DataFrame) -> int:
+    ours = F.col("source").isin(list(source.names))
+    gone = tables.read("items").where(ours).select("item_id").join(ids, "item_id", "left_anti")
+    if pruned := gone.count():
+        tables.delete("items", gone, "item_id")
+    bad = tables.read("rejects").where(ours).select("item_id").join(ids, "item_id", "left_anti")
+    if not bad.isEmpty():
+        tables.delete("rejects", bad, "item_id")
+    return pruned
+
+
+def _counted(tables: Tables, listing: DataFrame) -> tuple[int, int]:
+    keys = ["item_id", "source", "source_version"]
+    used = listing.join(tables.read("items").select(*keys), keys, "left_semi").select("item_id")
+    rest = listing.select("item_id").join(used, "item_id", "left_anti")
+    rejected = rest.join(tables.read("rejects").select("item_id"), "item_id", "left_semi")
+    return used.count(), rejected.count()
+
+
+def _nothing(source: Source) -> DataError:
+    others = ", ".join(f"{count:,} {suffix}" for suffix, count in source.passed_over().items())
+    return DataError(
+        f"there are no items in {' and '.join(source.names)}"
+        + (f" (passed over: {others})" if others else ""),
+        remedy="Check `data` in the recipe; nothing was loaded",
+    )
+
+
+def _too_many(rejects: DataFrame, bad: int, seen: int, rules: Rules) -> DataError:
+    fact = f"{bad:,} of {seen:,} items cannot be used"
+    commonest = rejects.groupBy("reason").count().orderBy("count", ascending=False).first()
+    if commonest is not None:
+        example = rejects.where(F.col("reason") == commonest["reason"]).orderBy("item_id").first()
+        fact += (
+            f", most of them for {commonest['reason']!r}, for example {example['item_id']}: "  # type: ignore[index]
+            f"{example['detail']}"  # type: ignore[index]
+        )
+    return DataError(
+        fact,
+        allowed=f"a share of {rules.max_reject_share} (data.max_reject_share)",
+        remedy="Mend the source or raise data.max_reject_share; nothing was loaded",
+    )
+
+
+def _signature() -> Column:
+    """The media type that a file's first bytes tell, where it is not decoded."""
+    found = F.lit(None).cast("string")
+    for start, media in reversed(_SIGNATURES):
+        begins = F.hex(F.substring("bytes", 1, len(start) // 2)) == start
+        found = F.when(begins, media).otherwise(found)
+    return found
 
 
 def _comparable(column: str) -> Column:
@@ -167,28 +412,12 @@ def _comparable(column: str) -> Column:
     return F.col(column)
 
 
-def _examined(batches: Iterable[pa.RecordBatch], phash: bool) -> Iterator[pa.RecordBatch]:
-    schema = staged_schema()
-    for extra in (
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-    ):
-        schema = schema.append(pa.field(*extra))
-    schema = schema.append(pa.field("phash", pa.string()))
-    for batch in batches:
-        rows = [_examine(row, phash) for row in batch.to_pylist()]
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
-
-
-def _examine(row: dict[str, object], phash: bool) -> dict[str, object]:
-    data = row["bytes"]
-    if row["reason"] is not None or not isinstance(data, bytes):
-        return row
+@contextmanager
+def _tuned(spark: SparkSession) -> Iterator[None]:
+    before = spark.conf.get(_BATCH)
+    spark.conf.set(_BATCH, str(_BATCH_ROWS))
     try:
-        width, height = images.check(data)
-        row |= {"width": width, "height": height, "sha256": images.content_hash(data)}
-        row["phash"] = images.perceptual_hash(data) if phash else None
-    except ImageError as error:
-        row |= {"reason": error.reason, "detail": str(error)}
-    return row
+        with many_small_files(spark):
+            yield
+    finally:
+        spark.conf.set(_BATCH, before or "10000")

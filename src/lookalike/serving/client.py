@@ -19,13 +19,13 @@ _RETRIED = (429, 503)
 
 @dataclass(frozen=True)
 class Similar:
-    """An item found: rank from 1, cosine distance, probability that it is similar."""
+    """An item found: rank from 1, cosine distance, probability that it is similar where known."""
 
     rank: int
     item_id: str
     label: str | None
     distance: float
-    similarity: float
+    similarity: float | None
 
 
 class Endpoint:
@@ -71,15 +71,7 @@ class Endpoint:
             DataError: the endpoint cannot answer for this query.
             RequestError: no endpoint there, or it refused the request.
         """
-        row: dict[str, Any] = {}
-        if image is not None:
-            data = image.read_bytes() if isinstance(image, Path) else image
-            row["image"] = base64.b64encode(data).decode()
-        if item_id is not None:
-            row["item_id"] = item_id
-        if vector is not None:
-            row["vector"] = [float(x) for x in vector]
-        return similar_of(self._ask([row], k))
+        return similar_of(self._ask([row_of(image, item_id, vector)], k))
 
     def _ask(self, rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
         body = {"dataframe_records": rows, "params": {"k": k}}
@@ -106,6 +98,23 @@ class Endpoint:
                 remedy="Check --url",
             )
         return predictions
+
+
+def row_of(
+    image: bytes | Path | None = None,
+    item_id: str | None = None,
+    vector: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """A query as a release takes it: a row of JSON values."""
+    row: dict[str, Any] = {}
+    if image is not None:
+        data = image.read_bytes() if isinstance(image, Path) else image
+        row["image"] = base64.b64encode(data).decode()
+    if item_id is not None:
+        row["item_id"] = item_id
+    if vector is not None:
+        row["vector"] = [float(x) for x in vector]
+    return row
 
 
 def similar_of(rows: list[dict[str, Any]]) -> list[Similar]:

@@ -13,10 +13,10 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
+from lookalike.encoder import normalised
 from lookalike.errors import DataError, LookalikeError
 from lookalike.index import Neighbour
 from lookalike.index import search as searching
-from lookalike.metrics import unit
 from lookalike.serving.release import DEFAULT_K, KIND, Release
 
 KINDS: Final = ("image", "item_id", "vector")
@@ -39,8 +39,9 @@ class Recommender(PythonModel):
 
     A row in gives up to k rows out, nearest first: `query` (the row's key, else its number),
     `rank` from 1, `item_id`, `label`, `distance` (cosine), `similarity` (the probability that the
-    two share a label, by the encoder's calibration). A row that cannot be answered gives one row
-    of rank 0 with `error`, the others are answered. An item is not its own neighbour.
+    two share a label, by the encoder's calibration; None where it has none). A row that cannot be
+    answered gives one row of rank 0 with `error`, the others are answered. An item is not its own
+    neighbour. A release whose encoder takes vectors answers no image.
     """
 
     _release: Release
@@ -73,8 +74,6 @@ class Recommender(PythonModel):
             neighbours = self._neighbours(record, k)
         except LookalikeError as error:
             return [dict.fromkeys(COLUMNS) | {"query": query, "rank": 0, "error": str(error)}]
-        distances = np.array([n.distance for n in neighbours])
-        similarities = self._release.encoder.specification.calibration.similarity(distances)
         return [
             {
                 "query": query,
@@ -82,23 +81,37 @@ class Recommender(PythonModel):
                 "item_id": neighbour.item_id,
                 "label": neighbour.label,
                 "distance": neighbour.distance,
-                "similarity": float(similarity),
+                "similarity": similarity,
                 "error": None,
             }
             for rank, (neighbour, similarity) in enumerate(
-                zip(neighbours, similarities, strict=True), start=1
+                zip(neighbours, self._similarities(neighbours), strict=True), start=1
             )
         ]
 
+    def _similarities(self, neighbours: list[Neighbour]) -> list[float | None]:
+        calibration = self._release.encoder.specification.calibration
+        if calibration is None:
+            return [None] * len(neighbours)
+        return [float(s) for s in calibration.similarity([n.distance for n in neighbours])]
+
     def _neighbours(self, record: Mapping[Any, Any], k: int) -> list[Neighbour]:
         given = [kind for kind in KINDS if not _missing(record.get(kind))]
+        takes_images = self._release.encoder.specification.input == "pixels"
+        allowed = KINDS if takes_images else KINDS[1:]
         if len(given) != 1:
             raise DataError(
                 f"the row has {' and '.join(given) or 'nothing to look for'}",
-                allowed=f"one of {', '.join(KINDS)}",
+                allowed=f"one of {', '.join(allowed)}",
             )
         (kind,) = given
         value, index = record[kind], self._release.index
+        if kind not in allowed:
+            raise DataError(
+                "the row has an image, but this release was made of vectors and has no network "
+                "that would encode it",
+                allowed=f"an item_id, or a vector of {index.dim} numbers",
+            )
         if kind == "item_id":
             vector = index.vector(str(value))
             if vector is None:
@@ -152,9 +165,4 @@ def _vector(value: Any, dim: int) -> np.ndarray:
         vector = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):
         raise DataError("the vector is no list of numbers", allowed=f"{dim} numbers") from None
-    if vector.shape != (dim,) or not np.isfinite(vector).all():
-        raise DataError(
-            f"the vector has shape {vector.shape} or holds NaN or infinity",
-            allowed=f"{dim} finite numbers",
-        )
-    return unit(vector[None])
+    return normalised(vector, dim)[None]

@@ -36,6 +36,17 @@ class Result(BaseModel):
         raise NotImplementedError
 
 
+class Skipped(Result):
+    """A step that has nothing to do for this catalogue."""
+
+    unchanged: bool = True
+    why: str
+
+    @property
+    def words(self) -> str:
+        return self.why
+
+
 def _nobody(*_: object) -> None:
     """Who is told of progress where nobody asks."""
 

@@ -1,8 +1,9 @@
-"""Give every image of the catalogue its vector."""
+"""Give every item of the catalogue its vector."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from lookalike.errors import LookalikeError
 from lookalike.steps.context import Context, Result
@@ -11,7 +12,7 @@ STEP = "embed"
 
 
 class EmbeddedCatalogue(Result):
-    """In distinct images: `seen` = `known` before + `embedded` now + `rejected`."""
+    """In distinct contents: `seen` = `known` before + `embedded` now + `rejected`."""
 
     fingerprint: str
     items_version: int
@@ -23,8 +24,8 @@ class EmbeddedCatalogue(Result):
     @property
     def words(self) -> str:
         return (
-            f"{self.seen:,} images in = {self.embedded:,} embedded + {self.known:,} known + "
-            f"{self.rejected:,} rejected"
+            f"{self.seen:,} distinct contents in = {self.embedded:,} embedded + "
+            f"{self.known:,} known + {self.rejected:,} rejected"
         )
 
 
@@ -34,9 +35,15 @@ def run(context: Context) -> EmbeddedCatalogue:
 
     ledger = context.ledger
     trained = ledger.need("train").outputs
-    items_version = ledger.need("ingest").outputs["items_version"]
+    items_version = ledger.need("duplicates").outputs["items_version"]
     inputs = {"encoder": trained["fingerprint"], "items_version": items_version}
-    if last := ledger.find(STEP, inputs):
+
+    def whole(made: dict[str, Any]) -> bool:
+        # `clean` deletes all rows of an encoder at once, and a commit stays when they go.
+        rows = context.tables.read("embeddings").where(f"encoder = '{made['fingerprint']}'")
+        return rows.count() >= made["known"] + made["embedded"]
+
+    if last := ledger.find(STEP, inputs, whole):
         return EmbeddedCatalogue(**last.outputs | {"unchanged": True})
     counts = embed(context.tables, trained["uri"], trained["fingerprint"], items_version)
     result = EmbeddedCatalogue(
@@ -46,7 +53,7 @@ def run(context: Context) -> EmbeddedCatalogue:
     )
     if result.seen != result.known + result.embedded + result.rejected:
         raise LookalikeError(
-            f"images were lost: {result.words}",
+            f"contents were lost: {result.words}",
             remedy="A row of `contents` is missing: ingest into a new warehouse",
         )
     ledger.commit(STEP, inputs, result.model_dump(), context.config.recorded())

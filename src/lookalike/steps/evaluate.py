@@ -1,12 +1,10 @@
-"""Measure encoder and index on the test split, beside raw pixels on the same images."""
+"""Measure encoder and index on the test split; of images, beside raw pixels on the same ones."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,25 +15,23 @@ from lookalike.encoder import Encoder
 from lookalike.errors import DataError
 from lookalike.images import Preprocessing
 from lookalike.index import Index
-from lookalike.index.search import recall
 from lookalike.metrics import Scores
 from lookalike.steps import report, train
 from lookalike.steps.context import Context, Result
+from lookalike.steps.protocols import PROTOCOLS, Sample, index_recall, measure
 
 STEP = "evaluate"
 REPORT = "report"
-PROTOCOLS: Final = {
-    "A": "queries: test items; gallery: the other labelled items; R: the gallery's items of the "
-    "query's class; both at most as many as `evaluate` says, chosen by hash",
-    "B": "queries and gallery: test items, the query itself left out; R: the others of its class",
-}
+PICTURE = "neighbours.png"
 _RAW_SIZE = 32  # raw pixels are compared at this size at most
-_RECALL_AT = 10
-_CHUNK = 256  # queries searched for at a time: as deep as a class is large
 
 
 class Evaluated(Result):
-    """Figures by protocol, then by what was measured: 'raw_pixels', 'encoder', 'index'."""
+    """Figures by protocol, then by what was measured: 'raw_pixels' (of images), 'encoder', 'index'.
+
+    A catalogue without labels has no figures, but the index's recall. `queries` are the test items
+    in the sample, `picture` shows some with their neighbours, where items are images.
+    """
 
     encoder: str
     index: str
@@ -47,35 +43,20 @@ class Evaluated(Result):
     index_recall: float
     report: str
     run_id: str
+    picture: str | None = None
 
     @property
     def words(self) -> str:
-        ours, raw = self.figures["A"]["encoder"], self.figures["A"]["raw_pixels"]
+        shown = "no labels that items share, so no figures but the index's"
+        if self.figures:
+            protocol, measured = next(iter(self.figures.items()))
+            raw = measured.get("raw_pixels")
+            beside = f", raw pixels {raw['p_at_1']:.3f}" if raw else ""
+            shown = f"P@1 {measured['encoder']['p_at_1']:.3f} (protocol {protocol}{beside})"
         return (
-            f"P@1 {ours['p_at_1']:.3f} (raw pixels {raw['p_at_1']:.3f}), index recall@10 "
-            f"{self.index_recall:.3f}; {self.queries:,} queries, {self.gallery:,} in the gallery"
+            f"{shown}, index recall@10 {self.index_recall:.3f}; {self.queries:,} test items, "
+            f"{self.gallery:,} in the gallery"
         )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A bounded sample of the catalogue.
-
-    Attributes:
-        item_ids, labels, splits: str (n,).
-        vectors: float32 (n, dim).
-        pixels: uint8 (n, pixels of one image).
-    """
-
-    item_ids: np.ndarray
-    labels: np.ndarray
-    splits: np.ndarray
-    vectors: np.ndarray
-    pixels: np.ndarray
-
-    @property
-    def test(self) -> np.ndarray:
-        return self.splits == TEST
 
 
 def run(context: Context) -> Evaluated:
@@ -83,8 +64,8 @@ def run(context: Context) -> Evaluated:
     config, ledger = context.config, context.ledger
     indexed = ledger.need("index").outputs
     trained = train.of(context, indexed["encoder"], "index")
-    ingested = ledger.need("ingest").outputs
-    versions = {"items": indexed["items_version"], "splits": ingested["splits_version"]}
+    decided = ledger.need("duplicates").outputs
+    versions = {"items": indexed["items_version"], "splits": decided["splits_version"]}
     inputs = {
         "encoder": indexed["encoder"],
         "index": indexed["version"],
@@ -96,15 +77,14 @@ def run(context: Context) -> Evaluated:
     encoder = Encoder.open(trained["uri"])
     sample = _sample(context, encoder, versions)
     index = Index.open(context.indexes, indexed["version"])
-    figures = _figures(sample, index)
+    figures = measure(sample, index)
     means = {
         protocol: {what: _means(scores) for what, scores in measured.items()}
         for protocol, measured in figures.items()
     }
-    by_class = {what: scores.by_class for what, scores in figures["A"].items()}
-    found = recall(*_top(sample, index))
+    by_class = {what: scores.by_class for what, scores in figures.get("A", {}).items()}
     with artifacts.workbench() as folder:
-        _draw(context, sample, folder, versions["items"])
+        _keep_queries(context, sample, folder, versions["items"])
         (folder / "figures.json").write_text(
             json.dumps(
                 {"protocols": PROTOCOLS, "figures": means, "by_class": by_class},
@@ -120,9 +100,10 @@ def run(context: Context) -> Evaluated:
         gallery=int((~sample.test).sum()),
         figures=means,
         by_class=by_class,
-        index_recall=found,
+        index_recall=index_recall(sample, index),
         report=committed.uri,
         run_id=trained["run_id"],
+        picture=None if sample.pixels is None else artifacts.join(committed.uri, PICTURE),
     )
     _log(context, result)
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
@@ -135,118 +116,85 @@ def _sample(context: Context, encoder: Encoder, versions: dict[str, int]) -> Sam
 
     limits = (context.config.evaluate.queries, context.config.evaluate.gallery)
     preprocessing = encoder.specification.preprocessing
-    raw = Preprocessing(min(preprocessing.size, _RAW_SIZE), preprocessing.channels)
-    rows = catalogue.sample(context.tables, encoder.fingerprint, versions, raw, limits)
-    with record_batches(rows, context.files) as batches:
-        table = pa.Table.from_batches(list(batches))
-    if table.num_rows == 0:
-        raise DataError(
-            "no labelled item has a vector",
-            remedy="Give labels, then run `lookalike embed`",
+    raw = None
+    if preprocessing is not None:
+        raw = Preprocessing(min(preprocessing.size, _RAW_SIZE), preprocessing.channels)
+    for labelled in (True, False):
+        rows = catalogue.sample(
+            context.tables, encoder.fingerprint, versions, limits, labelled, raw
         )
-    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-    pixels = np.stack([np.frombuffer(p.as_py(), np.uint8) for p in table["pixels"]])
-    sample = Sample(
-        item_ids=np.array(table["item_id"].to_pylist()),
-        labels=np.array(table["label"].to_pylist()),
-        splits=np.array(table["split"].to_pylist()),
-        vectors=vectors,
-        pixels=pixels,
-    )
-    if not sample.test.any() or sample.test.all():
+        with record_batches(rows, context.files) as batches:
+            found = [batch for batch in batches if batch.num_rows]
+        if found:
+            return _checked(pa.Table.from_batches(found), labelled)
+    raise DataError("no item has a vector", remedy="Run `lookalike embed` first")
+
+
+def _checked(table: pa.Table, labelled: bool) -> Sample:
+    test = np.array(table["split"].to_pylist()) == TEST
+    if not test.any() or test.all():
         raise DataError(
-            f"of {table.num_rows:,} labelled items {int(sample.test.sum()):,} are test items",
+            f"of {len(test):,} {'labelled items' if labelled else 'items'} {int(test.sum()):,} are "
+            "test items",
             allowed="some of them, not all",
             remedy="Give the recipe test data",
         )
-    return sample
-
-
-def _figures(sample: Sample, index: Index) -> dict[str, dict[str, Scores]]:
-    test, labels = sample.test, sample.labels
-    everyone = np.arange(int(test.sum()))
-    spaces = {"raw_pixels": sample.pixels.astype(np.float32), "encoder": sample.vectors}
-    return {
-        "A": {
-            **{
-                what: metrics.exact_scores(x[test], labels[test], x[~test], labels[~test])
-                for what, x in spaces.items()
-            },
-            "index": _index_scores(sample, index),
-        },
-        "B": {
-            what: metrics.exact_scores(x[test], labels[test], x[test], labels[test], everyone)
-            for what, x in spaces.items()
-        },
-    }
-
-
-def _index_scores(sample: Sample, index: Index) -> Scores:
-    test, labels = sample.test, sample.labels
-    among = _gallery_rows(sample, index)
-    depth = metrics.ranking_depth(labels[test], labels[~test])
-    queries = metrics.unit(sample.vectors[test])
-    # Row -1, where fewer were found, gets the last label: none.
-    names = np.array([name or "" for name in index.labels.to_pylist()] + [""])
-
-    def ranked(depth: int) -> Iterator[np.ndarray]:
-        for begin in range(0, len(queries), _CHUNK):
-            yield names[index.search_rows(queries[begin : begin + _CHUNK], depth, among)[1]]
-
-    def scores(depth: int) -> Scores:
-        return metrics.scores(ranked(depth), labels[test], labels[~test], self_in_gallery=False)
-
-    # A deeper search looks harder, so what ten neighbours show is measured by asking for ten.
-    found, deep = scores(metrics.NEIGHBOURS), scores(depth)
-    by_class = {
-        name: values | {"map_at_r": deep.by_class[name]["map_at_r"]}
-        for name, values in found.by_class.items()
-    }
-    return replace(found, map_at_r=deep.map_at_r, by_class=by_class)
-
-
-def _top(sample: Sample, index: Index) -> tuple[np.ndarray, np.ndarray]:
-    test = sample.test
-    gallery_ids = sample.item_ids[~test]
-    queries, gallery = (
-        metrics.unit(sample.vectors[test]),
-        metrics.unit(sample.vectors[~test]),
+    pixels = None
+    if "pixels" in table.column_names:
+        pixels = np.stack([np.frombuffer(p.as_py(), np.uint8) for p in table["pixels"]])
+    return Sample(
+        item_ids=np.array(table["item_id"].to_pylist()),
+        labels=np.array([label or "" for label in table["label"].to_pylist()]),
+        test=test,
+        unseen=test & np.array(table["unseen"].to_pylist()),
+        vectors=table["vector"].combine_chunks().flatten().to_numpy().reshape(len(test), -1),
+        pixels=pixels,
+        labelled=labelled,
     )
-    parts = [best for _, best, _ in metrics.nearest(queries, gallery, _RECALL_AT)]
-    exact = gallery_ids[np.concatenate(parts)]
-    _, rows = index.search_rows(queries, _RECALL_AT, _gallery_rows(sample, index))
-    ids = np.array([*index.item_ids.to_pylist(), ""])
-    return exact, ids[rows]
-
-
-def _gallery_rows(sample: Sample, index: Index) -> np.ndarray:
-    wanted = pa.array(sample.item_ids[~sample.test])
-    return pa.compute.is_in(index.item_ids, value_set=wanted).to_numpy()
 
 
 def _means(scores: Scores) -> dict[str, float]:
     return {name: value for name, value in asdict(scores).items() if name != "by_class"}
 
 
-def _draw(context: Context, sample: Sample, folder: Path, items_version: int) -> None:
+def _keep_queries(context: Context, sample: Sample, folder: Path, items_version: int) -> None:
+    """Keep some test items as `lookalike query` takes them; of images, draw their neighbours."""
+    rows = report.chosen_queries(sample.labels, sample.test, context.config.evaluate.pictured)
+    names = {row: report.file_name(str(sample.item_ids[row])) for row in rows}
+    queries = folder / "queries"
+    queries.mkdir()
+    if sample.pixels is None:
+        for row, name in names.items():
+            (queries / f"{name}.json").write_text(json.dumps(sample.vectors[row].tolist()))
+        return
+    path = folder / PICTURE
+    pictures = _draw(context, sample, sample.pixels, rows, items_version, path)
+    for row, name in names.items():
+        (queries / f"{name}.png").write_bytes(images.to_png(pictures[int(row)]))
+
+
+def _draw(
+    context: Context,
+    sample: Sample,
+    pixels: np.ndarray,
+    rows: np.ndarray,
+    items_version: int,
+    path: Path,
+) -> dict[int, bytes]:
+    """Draw the neighbours of some rows. Returns the image file of each row that is shown."""
     from lookalike.lake import catalogue
 
-    rows = report.chosen_queries(sample.labels, sample.test, context.config.evaluate.pictured)
     gallery = np.flatnonzero(~sample.test)
     columns: dict[str, np.ndarray] = {}
-    for what, x in (("lookalike", sample.vectors), ("raw pixels", sample.pixels)):
+    for what, x in (("lookalike", sample.vectors), ("raw pixels", pixels)):
         units = metrics.unit(x[rows]), metrics.unit(x[gallery])
         (found,) = metrics.nearest(*units, report.NEIGHBOURS)
         columns[what] = gallery[found[1]]
     shown = np.unique(np.concatenate([rows, *(c.ravel() for c in columns.values())]))
     files = catalogue.originals(context.tables, sample.item_ids[shown].tolist(), items_version)
     pictures = {int(row): files[sample.item_ids[row]] for row in shown}
-    report.draw_neighbours(rows, columns, pictures, sample.labels, folder / "neighbours.png")
-    (folder / "queries").mkdir()
-    for row in rows:
-        data = pictures[int(row)]
-        name = report.file_name(str(sample.item_ids[row]))
-        (folder / "queries" / f"{name}.png").write_bytes(images.to_png(data))
+    report.draw_neighbours(rows, columns, pictures, sample.labels, path)
+    return pictures
 
 
 def _log(context: Context, result: Evaluated) -> None:
@@ -261,15 +209,11 @@ def _log(context: Context, result: Evaluated) -> None:
             # Class names may hold what MLflow's metric names may not.
             run.metrics({f"test_A_class_{number}/{what}/{n}": v for n, v in values.items()})
     run.metrics({"index_recall_at_10": result.index_recall})
-    run.tags(
-        {
-            "index": result.index,
-            "protocol A": PROTOCOLS["A"],
-            "protocol B": PROTOCOLS["B"],
-        }
-    )
+    protocols = {f"protocol {p}": PROTOCOLS[p] for p in result.figures}
+    run.tags({"index": result.index, **protocols})
     artifact = artifacts.open_artifact(result.report, REPORT)
     with artifacts.workbench() as folder:
         local = artifacts.fetch(artifact, folder)
-        run.file(local / "neighbours.png", "evaluate")
         run.file(local / "figures.json", "evaluate")
+        if result.picture is not None:
+            run.file(local / PICTURE, "evaluate")

@@ -2,83 +2,106 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lookalike import artifacts, planning
-from lookalike.config import Config
-from lookalike.errors import LookalikeError
+from lookalike.config import Config, FolderData, IdxData
+from lookalike.errors import DataError, LookalikeError
 from lookalike.lake import idx
 from lookalike.steps.context import Context, Result
 
 if TYPE_CHECKING:
     from lookalike.lake.ingest import Loaded
+    from lookalike.lake.sources import Source
 
 STEP = "ingest"
 
 
 class Ingested(Result):
-    """`seen` items came, of which `used` are in the tables now and `rejected` in `rejects`.
+    """Of the `seen` items of the source, `used` are in the tables and `rejected` in `rejects`.
 
-    `items` is how many the catalogue holds; the versions are what later steps pin.
+    `read` contents were read, `changed` items are new or other than they were, `pruned` are gone,
+    and `passed_over` are files that are no items, by suffix. `items` is how many the catalogue
+    holds; the versions are what later steps pin.
     """
 
     seen: int
     used: int
     rejected: int
+    read: int
     changed: int
+    pruned: int
+    passed_over: dict[str, int]
     items: int
     items_version: int
-    splits_version: int
+    rejects_version: int
 
     @property
     def words(self) -> str:
+        holds = f"{self.items:,} items in the catalogue"
         if self.unchanged:
-            return f"the source is as it was; {self.items:,} items in the catalogue"
-        if self.seen == 0:
-            return f"a load cut short is finished; {self.items:,} items in the catalogue"
+            return f"the source is as it was; {holds}"
+        pruned = f"{self.pruned:,} pruned; " if self.pruned else ""
+        others = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
         return (
             f"{self.seen:,} in = {self.used:,} out + {self.rejected:,} rejected; "
-            f"{self.changed:,} new or changed; {self.items:,} items in the catalogue"
+            f"{self.changed:,} new or changed, {self.read:,} read; {pruned}{holds}"
+            + (f"; passed over: {others}" if others else "")
         )
 
 
-def run(context: Context) -> Ingested:
+def run(context: Context, prune: bool = False) -> Ingested:
     """Load what is new or changed in the source, and commit the tables' versions.
 
+    Args:
+        context: with the recipe.
+        prune: whether items that the source has no more are deleted.
+
     Raises:
-        DataError: the source is missing or damaged; nothing is committed.
-        ConfigError: the batch asks for more than the source holds.
+        DataError: the source is missing, empty or damaged, a column has another type than before,
+            an item_id comes twice, or more is rejected than allowed; nothing is committed.
+        ConfigError: the recipe asks for what the source does not have.
     """
     preflight(context.config)
     from lookalike.lake import ingest
-    from lookalike.lake.sources import IdxSource
+    from lookalike.lake.sources import open_source
 
-    config, tables = context.config, context.tables
-    rules = ingest.Rules(
-        validation_share=config.data.validation_share,
-        max_reject_share=config.data.max_reject_share,
-        phash=config.data.phash,
-        seed=config.seed,
-    )
-    loaded = ingest.load(tables, IdxSource(context.spark, config.data), rules)
-    _check(loaded)
-    versions = {
-        "items_version": tables.version("items"),
-        "splits_version": tables.version("splits"),
-    }
-    if (last := context.ledger.find(STEP, versions)) and loaded.seen == 0:
+    config, tables, ledger = context.config, context.tables, context.ledger
+    source = open_source(context.spark, config.data)
+    last = ledger.last(STEP)
+    known = last.inputs["sources"] if last else {}
+    told = _told(source, known)
+    inputs = _versions(context) | {"sources": known | told}
+    if last and not prune and _states(told) and last.inputs == inputs:
         return Ingested(**last.outputs | {"unchanged": True})
+    rules = ingest.Rules(
+        max_reject_share=config.data.max_reject_share,
+        repeated_ids=config.data.repeated_ids,
+        check=config.data.check,
+        phash=config.data.phash,
+        max_bytes=config.data.max_bytes,
+        split_names=getattr(config.data, "split_names", None),
+    )
+    loaded = ingest.load(tables, source, rules, prune)
+    _check(loaded)
+    versions = _versions(context)
+    inputs = versions | {"sources": known | told}
+    if loaded.changed == 0 and loaded.pruned == 0 and (same := ledger.find(STEP, inputs)):
+        return Ingested(**same.outputs | {"unchanged": True})
     result = Ingested(
         seen=loaded.seen,
         used=loaded.used,
         rejected=loaded.rejected,
+        read=loaded.read,
         changed=loaded.changed,
+        pruned=loaded.pruned,
+        passed_over=source.passed_over(),
         items=tables.read("items").count(),
         **versions,
     )
-    context.ledger.commit(STEP, versions, result.model_dump(), config.recorded())
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result
 
 
@@ -86,21 +109,57 @@ def preflight(config: Config) -> None:
     """Refuse in a moment, before Spark starts, what local files already show to be impossible.
 
     Raises:
-        DataError: a file is missing, is no IDX file or one of the other kind, or counts differ.
+        DataError: a file or folder is missing, or no IDX file or one of the other kind, or counts
+            differ.
         ConfigError: the batch asks for more classes or images than the training labels have.
     """
-    for files in (config.data.train, config.data.test):
+    data = config.data
+    if isinstance(data, IdxData):
+        _preflight_idx(config, data)
+        return
+    place = data.root if isinstance(data, FolderData) else data.table
+    local = artifacts.local_path(place)
+    if "/" in place and local is not None and not local.exists():
+        raise DataError(f"there is no {place}", remedy="Check the paths under `data` in the recipe")
+
+
+def _preflight_idx(config: Config, data: IdxData) -> None:
+    for files in (data.train, data.test):
         images, labels = artifacts.local_path(files.images), artifacts.local_path(files.labels)
         if images is not None and labels is not None:
             counts = idx.peek(images, idx.IMAGES), idx.peek(labels, idx.LABELS)
             idx.check_counts(*counts, files.images, files.labels)
-    name = config.data.train.labels
+    name = data.train.labels
     if (path := artifacts.local_path(name)) is not None:
         sizes = np.bincount(idx.parse(path.read_bytes(), idx.LABELS, name))
         planning.check_classes(sizes[sizes > 0], config.train.batch)
         # Validation is cut by hash, so its share is met only about.
-        left = int(sizes.sum() * (1 - config.data.validation_share))
+        left = int(sizes.sum() * (1 - data.validation_share))
         planning.steps_per_epoch(left, config.train.ranks, config.train.batch)
+
+
+def _versions(context: Context) -> dict[str, Any]:
+    tables = context.tables
+    return {f"{name}_version": tables.version(name) for name in ("items", "rejects")}
+
+
+def _told(source: Source, known: dict[str, Any]) -> dict[str, Any]:
+    """What the source tells of itself unread; its columns' types are checked."""
+    name = source.names[0]
+    types, before = source.types(), known.get(name, {}).get("types", {})
+    for column, kind in types.items():
+        if before.get(column, kind) != kind:
+            raise DataError(
+                f"the column {column!r} of {name} holds {kind}, and held {before[column]} when it "
+                "was loaded last",
+                allowed=before[column],
+                remedy="Write it as before, under another name, or load it into a new warehouse",
+            )
+    return {name: {"types": before | types, "state": source.state()}}
+
+
+def _states(told: dict[str, Any]) -> bool:
+    return all(each["state"] is not None for each in told.values())
 
 
 def _check(loaded: Loaded) -> None:

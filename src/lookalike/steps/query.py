@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.lib.format import read_array
 from pydantic import BaseModel
 
 from lookalike import artifacts
@@ -13,6 +16,7 @@ from lookalike.errors import DataError
 from lookalike.steps.context import Context, Result
 
 STEP = "query"
+_ONE_VECTOR = "one vector: a list of numbers in .json, an array of one dimension in .npy"
 
 
 class Found(BaseModel):
@@ -22,7 +26,7 @@ class Found(BaseModel):
     item_id: str
     label: str | None
     distance: float
-    similarity: float
+    similarity: float | None
 
 
 class Answered(Result):
@@ -43,29 +47,29 @@ def run(
 
     Args:
         context: whose champion is asked.
-        paths: image files; none: the sample queries that `evaluate` drew for the champion.
+        paths: image files, or files of one vector each: .npy, or .json with a list of numbers;
+            none: the sample queries that `evaluate` kept for the champion.
         k: neighbours of each.
         url: of an endpoint to ask; None asks in this process.
 
     Raises:
-        DataError: no such file, not an image, or no champion yet.
+        DataError: no such file, not an image or a vector, or no champion yet.
         RequestError: no endpoint there.
     """
-    from lookalike.serving.client import Endpoint, similar_of
+    from lookalike.serving.client import Endpoint, row_of, similar_of
     from lookalike.serving.release import load_champion
 
-    files = {str(path): _read(path) for path in paths} or _samples(context)
+    queries = {str(path): _read(path) for path in paths} or _samples(context)
     if url is not None:
         endpoint = Endpoint(url)
-        found = {name: endpoint.similar(data, k=k) for name, data in files.items()}
+        found = {name: endpoint.similar(**query, k=k) for name, query in queries.items()}
     else:
         import pandas as pd
 
         model = load_champion(context.tracking, context.config.model_name)
         found = {}
-        for name, data in files.items():
-            row = pd.DataFrame([{"image": base64.b64encode(data).decode()}])
-            answer = model.predict(row, params={"k": k})
+        for name, query in queries.items():
+            answer = model.predict(pd.DataFrame([row_of(**query)]), params={"k": k})
             found[name] = similar_of(answer.to_dict("records"))
     return Answered(
         answers={
@@ -74,21 +78,40 @@ def run(
     )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> dict[str, Any]:
+    """What `serving.client.row_of` takes."""
     try:
-        return path.read_bytes()
+        if path.suffix == ".npy":
+            with path.open("rb") as stream:
+                array = read_array(stream)  # type: ignore[no-untyped-call]
+            return {"vector": _vector(array, path)}
+        if path.suffix == ".json":
+            return {"vector": _vector(json.loads(path.read_text(encoding="utf-8")), path)}
+        return {"image": path.read_bytes()}
     except OSError as error:
         raise DataError(
-            f"the query image {path} cannot be read ({error.strerror})",
-            remedy="Name image files that exist",
+            f"the query {path} cannot be read ({error.strerror})",
+            remedy="Name files that exist",
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path} holds no vector ({error})", allowed=_ONE_VECTOR) from error
 
 
-def _samples(context: Context) -> dict[str, bytes]:
+def _vector(values: Any, path: Path) -> list[float]:
+    vector = np.asarray(values)
+    if vector.ndim != 1 or vector.dtype.kind not in "iuf" or not np.isfinite(vector).all():
+        raise DataError(
+            f"{path} holds {vector.dtype} of shape {vector.shape}, or NaN or infinity",
+            allowed=_ONE_VECTOR,
+        )
+    return [float(value) for value in vector]
+
+
+def _samples(context: Context) -> dict[str, dict[str, Any]]:
     from lookalike.serving.release import need_champion
 
     tags = need_champion(context.tracking, context.config.model_name).tags
     report = artifacts.open_artifact(tags["report"], "report")
     with artifacts.workbench() as folder:
         local = artifacts.fetch(report, folder)
-        return {str(p): p.read_bytes() for p in sorted((local / "queries").glob("*.png"))}
+        return {str(p): _read(p) for p in sorted((local / "queries").iterdir())}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from lookalike import artifacts
-from lookalike.errors import LookalikeError
-from lookalike.steps.context import Context, Result
+from lookalike.columns import TEXT_MEDIA
+from lookalike.config import TextData, VectorsData
+from lookalike.errors import DataError, LookalikeError
+from lookalike.steps.context import Context, Result, Skipped
 
 STEP = "snapshot"
 
@@ -33,15 +35,29 @@ class Snapshotted(Result):
         )
 
 
-def run(context: Context) -> Snapshotted:
-    """Write the snapshot of the newest ingest, or find it."""
+def run(context: Context) -> Snapshotted | Skipped:
+    """Write the snapshot of the newest items and splits, or find it; of vectors there is none.
+
+    Raises:
+        DataError: the catalogue holds texts, for which there is no network.
+    """
+    config = context.config
+    if isinstance(config.data, VectorsData):
+        return Skipped(why="no snapshot: the catalogue brings its own vectors")
+    if isinstance(config.data, TextData):
+        raise DataError(
+            f"the catalogue holds texts (contents of media {TEXT_MEDIA!r}), and there is no "
+            "network that trains on them",
+            allowed="images, or vectors",
+            remedy="Encode the texts yourself and bring their vectors: data.source = vectors",
+        )
     from lookalike.lake import snapshot
 
-    config, ledger = context.config, context.ledger
-    ingested = ledger.need("ingest").outputs
+    ledger = context.ledger
+    decided = ledger.need("duplicates").outputs
     versions = {
-        "items": ingested["items_version"],
-        "splits": ingested["splits_version"],
+        "items": decided["items_version"],
+        "splits": decided["splits_version"],
     }
     recipe = snapshot.Recipe(
         preprocessing=config.images.preprocessing,

@@ -1,12 +1,21 @@
-"""Train the encoder on several ranks, with the values that the search found."""
+"""Train the encoder on several ranks, with the values that the search found.
+
+A catalogue that brings its own vectors needs no network: its encoder takes each vector as it is,
+and what is fitted is the probability that two items share a label at a distance.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lookalike import artifacts, encoder
-from lookalike.config import with_values
+from lookalike.columns import VALIDATION
+from lookalike.config import VectorsData, with_values
+from lookalike.encoder import Specification
 from lookalike.errors import DataError
+from lookalike.metrics import Calibration, calibrate
 from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
 
@@ -33,8 +42,29 @@ class TrainedEncoder(Result):
         )
 
 
+class AdoptedVectors(TrainedEncoder):
+    """The committed encoder of a catalogue that brings its own vectors.
+
+    `calibrated_on` is how many labelled validation items its `similarity` was fitted to; of 0 there
+    is none.
+    """
+
+    calibrated_on: int
+
+    @property
+    def words(self) -> str:
+        similarity = (
+            f"similarity fitted to {self.calibrated_on:,} labelled validation items"
+            if self.calibrated_on
+            else "no similarity: no two validation items share a label, or none differ"
+        )
+        return f"no training: encoder {self.fingerprint[:12]} takes vectors as is; {similarity}"
+
+
 def run(context: Context) -> TrainedEncoder:
     """Train on the newest snapshot, or find the encoder that was trained so."""
+    if isinstance(context.config.data, VectorsData):
+        return _adopt(context, context.config.data.dim)
     from lookalike.model import launch
 
     config, ledger = context.config, context.ledger
@@ -98,6 +128,61 @@ def of(context: Context, fingerprint: str, what: str) -> dict[str, Any]:
             remedy="Run `lookalike embed`, `index` and `evaluate` for the newest encoder",
         )
     return trained
+
+
+def _adopt(context: Context, dim: int) -> AdoptedVectors:
+    config, ledger = context.config, context.ledger
+    versions = _versions(ledger.need("duplicates").outputs)
+    inputs = {
+        "versions": versions,
+        "dim": dim,
+        "validation_items": config.train.validation_items,
+        "seed": config.seed,
+    }
+    if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], encoder.KIND)):
+        return AdoptedVectors(**last.outputs | {"unchanged": True})
+    with context.tracking.run("model") as run:
+        calibration, items = _calibration(context, dim, versions)
+        made_from = {"versions": versions, "config": config.recorded()}
+        specification = Specification(None, "cosine", dim, calibration)
+        committed = encoder.commit(context.encoders, None, specification, made_from)
+        run.params({"seed": config.seed, "dim": dim})
+        run.tags({"encoder": committed.meta["fingerprint"]})
+    result = AdoptedVectors(
+        uri=committed.uri,
+        fingerprint=committed.meta["fingerprint"],
+        validation={},
+        repeated=0,
+        steps=0,
+        ranks=0,
+        run_id=run.run_id,
+        calibrated_on=items,
+    )
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
+    return result
+
+
+def _versions(outputs: dict[str, Any]) -> dict[str, int]:
+    return {"items": outputs["items_version"], "splits": outputs["splits_version"]}
+
+
+def _calibration(
+    context: Context, dim: int, versions: dict[str, int]
+) -> tuple[Calibration | None, int]:
+    """The calibration, and the number of items that it was fitted to; None and 0 without pairs."""
+    from lookalike.lake import catalogue
+    from lookalike.lake.staging import record_batches
+
+    limit = context.config.train.validation_items
+    rows = catalogue.labelled_contents(context.tables, versions, VALIDATION, limit)
+    with record_batches(rows, context.files) as batches:
+        items = [item for batch in batches for item in batch.to_pylist()]
+    labels = np.array([item["label"] for item in items])
+    _, counts = np.unique(labels, return_counts=True)
+    if len(counts) < 2 or counts.max() < 2:
+        return None, 0
+    vectors = encoder.scaled([item["bytes"] for item in items], dim)
+    return calibrate(vectors, labels, context.config.seed), len(items)
 
 
 def _searched(context: Context, snapshot: str) -> dict[str, Any]:

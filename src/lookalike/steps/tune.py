@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lookalike.steps.context import Context, Result
+from lookalike.config import VectorsData
+from lookalike.steps.context import Context, Result, Skipped
 
 STEP = "tune"
 
@@ -29,14 +30,17 @@ class Tuned(Result):
         )
 
 
-def run(context: Context) -> Tuned:
+def run(context: Context) -> Tuned | Skipped:
     """Search on the newest snapshot, or find the search that was made on it."""
+    config = context.config
+    if isinstance(config.data, VectorsData):
+        return Skipped(why="no search: the catalogue brings its own vectors")
+    if config.tune.trials == 0:
+        return Tuned(values={}, map_at_r=None, trials=0, failed=0, run_id=None)
     from lookalike.lake.session import preloaded
     from lookalike.model import tune
 
-    config, ledger = context.config, context.ledger
-    if config.tune.trials == 0:
-        return Tuned(values={}, map_at_r=None, trials=0, failed=0, run_id=None)
+    ledger = context.ledger
     snapshot = ledger.need("snapshot").outputs["uri"]
     inputs = inputs_of(context, snapshot)
     if last := ledger.find(STEP, inputs):

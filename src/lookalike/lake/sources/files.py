@@ -1,0 +1,169 @@
+"""Files below a folder, as Spark's own reader finds and reads them: on any path it can."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lookalike import artifacts
+from lookalike.errors import DataError
+
+_FEW = 5_000
+"""So many files are read by their names; more by a look through the folder."""
+
+_OPEN_COST = "65536"
+"""Bytes that opening a file is worth. With Spark's 4 MiB, a task reads 30 photos: 20,000 of them
+are 600 tasks, which take longer than the reading."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of certain suffixes below a folder, at any depth.
+
+    Spark passes over files and folders whose names begin with '.' or '_'.
+
+    Attributes:
+        spark: the session.
+        root: folder or URI.
+        suffixes: such as '.jpg', in any case; none: all files.
+    """
+
+    spark: SparkSession
+    root: str
+    suffixes: tuple[str, ...] = ()
+
+    @property
+    def location(self) -> str:
+        """The root, whatever the working folder."""
+        relative = not self.root.startswith("/") and artifacts.local_path(self.root) is not None
+        local = artifacts.local_path(self.root)
+        found = str(local) if relative else self.root
+        return found.rstrip("/") or "/"
+
+    def listing(self) -> DataFrame:
+        """path, relative (the path below the root), version (time and size), size; all unread.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+        return self._listed.select(
+            "path",
+            self.relative().alias("relative"),
+            version().alias("version"),
+            F.col("length").alias("size"),
+        )
+
+    def relative(self) -> Column:
+        """The column `path` below the root."""
+        # Spark writes a root in its own way ('file:/a' for '/a'), but ends it as we do.
+        root = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/*", "/", self.location)
+        start = F.instr("path", f"{root}/")
+        return F.col("path").substr(start + len(root) + 1, F.length("path"))
+
+    def read(self, wanted: DataFrame) -> DataFrame:
+        """path, content of the files whose `path` is in `wanted`.
+
+        A file that is gone by now, or cannot be read, has no row.
+        """
+        some = [row["path"] for row in wanted.select("path").limit(_FEW + 1).collect()]
+        if len(some) <= _FEW:
+            return self._reader(some).select("path", "content")
+        oldest = self._listed.join(wanted, "path", "left_semi").agg(F.min("modificationTime"))
+        # Spark's reader opens no file that this filter leaves out.
+        newer = self._reader(self.location).where(F.col("modificationTime") >= oldest.first()[0])  # type: ignore[index]
+        whole = wanted.count() == self._listed.count()
+        kept = newer if whole else newer.join(F.broadcast(wanted.select("path")), "path")
+        return kept.select("path", "content")
+
+    def beside(self) -> tuple[list[str], dict[str, int]]:
+        """What the listing of a local folder leaves out, where its files can be walked.
+
+        Returns:
+            Paths below the root that have a name with a leading '_', which Spark passes over
+            without a word, and the number of files of other suffixes, by suffix.
+        """
+        local = artifacts.local_path(self.location)
+        hidden: list[str] = []
+        others: Counter[str] = Counter()
+        for folder, inner, names in os.walk(local) if local is not None else ():
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            below = PurePosixPath(Path(folder).relative_to(local or "").as_posix())
+            for name in names:
+                if name.startswith("."):
+                    continue
+                path = below / name
+                if self.suffixes and not name.lower().endswith(self.suffixes):
+                    others[path.suffix.lower() or "none"] += 1
+                elif any(part.startswith("_") and "=" not in part for part in path.parts):
+                    hidden.append(str(path))
+        return sorted(hidden), dict(others.most_common())
+
+    @cached_property
+    def _listed(self) -> DataFrame:
+        return self._reader(self.location)
+
+    def _reader(self, paths: str | list[str]) -> DataFrame:
+        reader = (
+            self.spark.read.format("binaryFile")
+            .option("recursiveFileLookup", "true")
+            .option("ignoreMissingFiles", "true")
+            .option("ignoreCorruptFiles", "true")
+            # A folder may be named 'a [1]': names are names, not patterns.
+            .option("__globPaths__", "false")
+        )
+        if self.suffixes and isinstance(paths, str):
+            reader = reader.option("pathGlobFilter", f"*{{{','.join(map(_any, self.suffixes))}}}")
+        try:
+            return reader.load(paths)
+        except AnalysisException as error:
+            if "PATH_NOT_FOUND" in str(error):
+                raise missing(self.root) from error
+            raise
+
+
+def version() -> Column:
+    """A file's version: the time it was written and its size."""
+    seconds = F.date_format("modificationTime", "yyyyMMdd'T'HHmmss.SSS")
+    return F.concat_ws("-", seconds, F.col("length").cast("string"))
+
+
+@contextmanager
+def many_small_files(spark: SparkSession) -> Iterator[None]:
+    """Within, Spark makes tasks of many small files."""
+    key = "spark.sql.files.openCostInBytes"
+    before = spark.conf.get(key)
+    spark.conf.set(key, _OPEN_COST)
+    try:
+        yield
+    finally:
+        spark.conf.set(key, before or "4194304")
+
+
+def unfit(size: int, limit: int) -> dict[str, str]:
+    """reason and detail of a file that need not be read to be rejected; empty for others."""
+    if size == 0:
+        return {"reason": "empty", "detail": "the file has 0 bytes"}
+    if size > limit:
+        said = f"the file has {size:,} bytes. Allowed: at most {limit:,} (data.max_bytes)"
+        return {"reason": "too_many_bytes", "detail": said}
+    return {}
+
+
+def missing(path: str) -> DataError:
+    """The error for a path that is not there."""
+    return DataError(f"there is no {path}", remedy="Check the paths under `data` in the recipe")
+
+
+def _any(suffix: str) -> str:
+    """A glob for a suffix in upper and lower case."""
+    return "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in suffix)

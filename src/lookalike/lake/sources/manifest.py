@@ -1,0 +1,178 @@
+"""A table of items whose images lie at a path, at a URL, or in the table itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lookalike.config import ManifestData
+from lookalike.lake.fetch import Limits, fetch
+from lookalike.lake.sources import arrow_schema
+from lookalike.lake.sources.files import Files
+from lookalike.lake.sources.table import Inline, Table, column, listed
+
+_FETCHED = "place string, bytes binary, reason string, detail string"
+
+
+@dataclass(frozen=True)
+class ManifestSource:
+    """Rows of a table; an image's bytes come from where its row says."""
+
+    spark: SparkSession
+    data: ManifestData
+
+    media = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self._table.name,)
+
+    def types(self) -> dict[str, str]:
+        return self._table.types()
+
+    def state(self) -> str | None:
+        # Files change while their paths do not, and what is dead today may answer tomorrow.
+        return self._table.state() if self.data.bytes is not None else None
+
+    def passed_over(self) -> dict[str, int]:
+        return {}
+
+    def listing(self) -> DataFrame:
+        if self.data.bytes is not None:
+            return self._inline.listing()
+        rows = self._table.rows().withColumns({"reason": _none(), "detail": _none()})
+        if self.data.url is not None:
+            url = F.nullif(F.trim(column(self.data.url).cast("string")), F.lit(""))
+            version = F.coalesce("version", F.substring(F.sha2(url, 256), 1, 32))
+            rows = rows.withColumns({"place": url, "source_version": version})
+            return listed(rows, *self.names)
+        return listed(self._with_files(rows), *self.names)
+
+    def read(self, wanted: DataFrame) -> DataFrame:
+        if self.data.bytes is not None:
+            return self._inline.read(wanted)
+        wanted = wanted.select("item_id", "place")
+        if self.data.url is not None:
+            return self._fetched(wanted)
+        contents = self._files.read(wanted.select(F.col("place").alias("path")).distinct())
+        return (
+            contents.withColumnRenamed("path", "place")
+            .join(F.broadcast(wanted), "place")
+            .select("item_id", F.col("content").alias("bytes"), *_fine())
+        )
+
+    @cached_property
+    def _table(self) -> Table:
+        named = (self.data.path, self.data.url, self.data.bytes)
+        return Table(self.spark, self.data, tuple(name for name in named if name is not None))
+
+    @cached_property
+    def _files(self) -> Files:
+        return Files(self.spark, self.data.root or self._table.name.rpartition("/")[0])
+
+    def _with_files(self, rows: DataFrame) -> DataFrame:
+        """With place and source_version of the files that the paths mean."""
+        files = self._files
+        root = F.lit(files.location + "/")
+        path = F.trim(column(self.data.path or "").cast("string"))
+        # 'file:/a', 'file:///a' and '/a' are one; what is below the root is told apart below it.
+        plain = F.regexp_replace(path, "^file:/*", "/")
+        below = F.when(
+            F.startswith(plain, root), plain.substr(F.lit(len(files.location) + 2), F.length(plain))
+        )
+        below = F.coalesce(below, F.regexp_replace(plain, r"^(\./+)+", ""))
+        found = files.listing().select(
+            "relative",
+            F.col("path").alias("place"),
+            F.col("version").alias("file_version"),
+            "size",
+        )
+        empty = F.coalesce(path, F.lit("")) == ""
+        joined = rows.withColumn("relative", below).join(found, "relative", "left")
+        lost = ~empty & F.col("place").isNull()
+        limit = self.data.max_bytes
+        reason = (
+            F.when(lost, "missing_file")
+            .when(F.col("size") == 0, "empty")
+            .when(F.col("size") > limit, "too_many_bytes")
+        )
+        detail = F.when(
+            lost, F.concat(F.lit("there is no file "), path, F.lit(f" below {files.location}"))
+        ).when(
+            reason.isNotNull(),
+            F.concat(F.lit("the file has "), "size", F.lit(f" bytes, of 1 to {limit:,} allowed")),
+        )
+        return joined.withColumns(
+            {
+                "reason": reason,
+                "detail": detail,
+                "source_version": F.coalesce("file_version", F.when(~empty, path)),
+            }
+        )
+
+    @cached_property
+    def _inline(self) -> Inline:
+        name = self.data.bytes or ""
+        rows = self._table.rows()
+        content = column(name)
+        if self._table.types()[name] == "binary":
+            found = rows.withColumns({"bytes": content, "reason": _none(), "detail": _none()})
+        else:
+            decoded = F.expr(f"try_to_binary(`{name.replace('`', '``')}`, 'base64')")
+            broken = content.isNotNull() & decoded.isNull()
+            found = rows.withColumns(
+                {
+                    "bytes": F.coalesce(decoded, F.encode(content, "utf-8")),
+                    "reason": F.when(broken, "not_base64"),
+                    "detail": F.when(broken, f"the text in {name} is not base64"),
+                }
+            )
+        return Inline(found, *self.names)
+
+    def _fetched(self, wanted: DataFrame) -> DataFrame:
+        asked = self.data.fetch
+        tasks = min(asked.connections, self.spark.sparkContext.defaultParallelism)
+        limits = Limits(
+            connections=asked.connections // tasks,
+            timeout=asked.timeout,
+            deadline=asked.deadline,
+            retries=asked.retries,
+            backoff=asked.backoff,
+            max_bytes=self.data.max_bytes,
+        )
+        # Sizes and colours of a product often share a photo: it is fetched once.
+        shared = wanted.groupBy("place").agg(F.collect_list("item_id").alias("item_ids"))
+        fetched = (
+            shared.select("place")
+            .repartition(tasks)
+            .mapInArrow(lambda batches: _fetch(batches, limits), _FETCHED)
+        )
+        exploded = shared.select("place", F.explode("item_ids").alias("item_id"))
+        return fetched.join(F.broadcast(exploded), "place").select(
+            "item_id", "bytes", "reason", "detail"
+        )
+
+
+def _none() -> Column:
+    return F.lit(None).cast("string")
+
+
+def _fine() -> tuple[Column, Column]:
+    return _none().alias("reason"), _none().alias("detail")
+
+
+def _fetch(batches: Iterable[pa.RecordBatch], limits: Limits) -> Iterator[pa.RecordBatch]:
+    places = (place for batch in batches for place in batch.column(0).to_pylist())
+    for found in fetch(places, limits):
+        row = {
+            "place": found.url,
+            "bytes": found.data,
+            "reason": found.reason,
+            "detail": found.detail,
+        }
+        yield pa.RecordBatch.from_pylist([row], schema=arrow_schema(_FETCHED))

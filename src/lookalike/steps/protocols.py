@@ -1,0 +1,131 @@
+"""What is measured of encoder and index on a sample: the protocols of the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lookalike import metrics
+from lookalike.index import Index
+from lookalike.index.search import recall
+from lookalike.metrics import Scores
+
+PROTOCOLS: Final = {
+    "A": "queries: test items, those of unseen classes left out; gallery: the other labelled "
+    "items; R: the gallery's items of the query's class; both at most as many as `evaluate` says, "
+    "chosen by hash",
+    "B": "queries and gallery: test items, the query itself left out; R: the others of its class",
+    "U": "queries and gallery: test items of unseen classes, which are kept out of training, the "
+    "query itself left out; R: the others of its class",
+}
+_RECALL_AT = 10
+_CHUNK = 256  # queries searched for at a time: as deep as a class is large
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A bounded sample of the catalogue.
+
+    Attributes:
+        item_ids: str (n,).
+        labels: str (n,); '' where `labelled` is false.
+        test: bool (n,).
+        unseen: bool (n,), test items whose class is kept out of training.
+        vectors: float32 (n, dim).
+        pixels: uint8 (n, pixels of one image); None where items are no images.
+        labelled: whether items have labels: all of them, or none.
+    """
+
+    item_ids: np.ndarray
+    labels: np.ndarray
+    test: np.ndarray
+    unseen: np.ndarray
+    vectors: np.ndarray
+    pixels: np.ndarray | None
+    labelled: bool = True
+
+
+def measure(sample: Sample, index: Index) -> dict[str, dict[str, Scores]]:
+    """Figures by protocol, then by what was measured: 'raw_pixels' (of images), 'encoder', 'index'.
+
+    A protocol by which no query has a right answer is left out; without labels all are.
+    """
+    if not sample.labelled:
+        return {}
+    spaces = {"encoder": sample.vectors}
+    if sample.pixels is not None:
+        spaces = {"raw_pixels": sample.pixels.astype(np.float32)} | spaces
+    known, gallery = _known(sample), ~sample.test
+    figures = {
+        "A": {what: _across(x, sample.labels, known, gallery) for what, x in spaces.items()},
+        "B": {what: _within(x, sample.labels, sample.test) for what, x in spaces.items()},
+        "U": {what: _within(x, sample.labels, sample.unseen) for what, x in spaces.items()},
+    }
+    if figures["A"]["encoder"].queries:
+        figures["A"]["index"] = _through_index(sample, index)
+    return {name: found for name, found in figures.items() if found["encoder"].queries}
+
+
+def index_recall(sample: Sample, index: Index) -> float:
+    """Mean share of a query's 10 nearest gallery items that the index finds, as protocol A asks.
+
+    Where all test items are of unseen classes, they are the queries: pessimistic, for an
+    approximate index walks through their own classes, which are no part of the gallery.
+    """
+    own, others = _known(sample), ~sample.test
+    own = own if own.any() else sample.test
+    gallery_ids = sample.item_ids[others]
+    queries, gallery = metrics.unit(sample.vectors[own]), metrics.unit(sample.vectors[others])
+    parts = [best for _, best, _ in metrics.nearest(queries, gallery, _RECALL_AT)]
+    exact = gallery_ids[np.concatenate(parts)]
+    _, rows = index.search_rows(queries, _RECALL_AT, _gallery_rows(sample, index))
+    ids = np.array([*index.item_ids.to_pylist(), ""])
+    return recall(exact, ids[rows])
+
+
+def _known(sample: Sample) -> np.ndarray:
+    return sample.test & ~sample.unseen
+
+
+def _across(x: np.ndarray, labels: np.ndarray, queries: np.ndarray, gallery: np.ndarray) -> Scores:
+    return metrics.exact_scores(x[queries], labels[queries], x[gallery], labels[gallery])
+
+
+def _within(x: np.ndarray, labels: np.ndarray, own: np.ndarray) -> Scores:
+    everyone = np.arange(int(own.sum()))
+    return metrics.exact_scores(x[own], labels[own], x[own], labels[own], everyone)
+
+
+def _through_index(sample: Sample, index: Index) -> Scores:
+    own, own_labels = sample.vectors[_known(sample)], sample.labels[_known(sample)]
+    gallery_labels = sample.labels[~sample.test]
+    among = _gallery_rows(sample, index)
+    depth = metrics.ranking_depth(own_labels, gallery_labels)
+    queries = metrics.unit(own)
+    # Row -1, where fewer were found, gets the last label: none.
+    names = np.array([name or "" for name in index.labels.to_pylist()] + [""])
+
+    def ranked(depth: int) -> Iterator[np.ndarray]:
+        for begin in range(0, len(queries), _CHUNK):
+            yield names[index.search_rows(queries[begin : begin + _CHUNK], depth, among)[1]]
+
+    def scores(depth: int) -> Scores:
+        return metrics.scores(ranked(depth), own_labels, gallery_labels, self_in_gallery=False)
+
+    # A deeper search looks harder, so what ten neighbours show is measured by asking for ten.
+    found, deep = scores(metrics.NEIGHBOURS), scores(depth)
+    by_class = {
+        name: values | {"map_at_r": deep.by_class[name]["map_at_r"]}
+        for name, values in found.by_class.items()
+    }
+    return replace(found, map_at_r=deep.map_at_r, by_class=by_class)
+
+
+def _gallery_rows(sample: Sample, index: Index) -> np.ndarray:
+    wanted = pa.array(sample.item_ids[~sample.test])
+    return pc.is_in(index.item_ids, value_set=wanted).to_numpy()

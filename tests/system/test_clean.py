@@ -1,0 +1,314 @@
+"""`lookalike clean` on a copy of the way's warehouse that has seen more work."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support import QUICK, ROOT, Way
+
+from lookalike import artifacts, config
+from lookalike import encoder as encoders
+from lookalike.columns import ITEM_ID, LABEL, VECTOR
+from lookalike.encoder import Encoder
+from lookalike.errors import DataError
+from lookalike.index import Plan, build
+from lookalike.lake import retention
+from lookalike.lake.embed import embed
+from lookalike.lake.tables import SCHEMAS, Tables
+from lookalike.serving import registry
+from lookalike.steps import embed as embed_step
+from lookalike.steps import evaluate, index, release
+from lookalike.steps.context import Context
+
+OLD = "20200101T000000-00000000"
+DAY = 24 * 3600
+
+
+@pytest.fixture(scope="module")
+def copy(way: Way, context: Context, tmp_path_factory: pytest.TempPathFactory) -> Way:
+    """A copy of the way's warehouse that names itself wherever the way's is named."""
+    folder = tmp_path_factory.mktemp("a copy é")
+    warehouse = folder / "wh"
+    shutil.copytree(way.warehouse, warehouse)
+    before, after = str(way.warehouse), str(warehouse)
+    conf = folder / "small.yaml"
+    conf.write_text(json.dumps(_renamed(_yaml(way.conf), before, after)))
+    # As JSON has it, where it is not ASCII.
+    in_json = [json.dumps(path)[1:-1] for path in (before, after)]
+    for manifest in warehouse.glob("[!m]*/**/manifest.json"):
+        manifest.write_text(manifest.read_text().replace(*in_json))
+    with closing(sqlite3.connect(warehouse / "mlflow" / "mlflow.db")) as database, database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
+                if "CHAR" in kind or "TEXT" in kind:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, after)
+                    )
+    made = Way(conf, warehouse, way.report)
+    own = opened(made, context)
+    uris = [artifacts.fingerprint(c.tracking.uri) for c in (context, own)]
+    for column in ("inputs", "outputs"):
+        for old, new in (in_json, uris):
+            context.spark.sql(
+                f"UPDATE {own.tables.name('ledger')} SET {column} = replace({column}, :old, :new)",
+                args={"old": old, "new": new},
+            )
+    return made
+
+
+def _yaml(path: Path) -> Any:
+    return config.yaml.safe_load(path.read_text())
+
+
+def _renamed(value: Any, before: str, after: str) -> Any:
+    return json.loads(json.dumps(value).replace(json.dumps(before)[1:-1], json.dumps(after)[1:-1]))
+
+
+def opened(way: Way, context: Context, *settings: str) -> Context:
+    """Steps on a warehouse, in the session's Spark. Never closed: it is not theirs."""
+    own = Context(config.load(way.conf, settings))
+    own.__dict__["spark"] = context.spark
+    return own
+
+
+def clean(way: Way, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    no_terminal = "import os, sys; sys.stdin = open(os.devnull)\n"
+    return way.command(
+        *("clean", "--keep", "1", *arguments), before=no_terminal + more.get("before", "")
+    )
+
+
+def removed(done: subprocess.CompletedProcess[str]) -> set[tuple[str, str]]:
+    assert done.returncode == 0, done.stderr
+    return {(one["kind"], one["name"]) for one in json.loads(done.stdout)["removed"]}
+
+
+def another_encoder(own: Context, trained: dict[str, Any], name: str) -> artifacts.Artifact:
+    """An encoder that gives the same vectors and has another fingerprint."""
+    import onnx
+
+    model = onnx.load(Path(trained["uri"]) / encoders.GRAPH)
+    model.doc_string = name
+    made = artifacts.open_artifact(trained["uri"], encoders.KIND)
+    specification = Encoder.open(trained["uri"]).specification
+    graph: bytes = model.SerializeToString()
+    return encoders.commit(own.encoders, graph, specification, made.meta["made_from"])
+
+
+def another_index(own: Context, fingerprint: str) -> artifacts.Artifact:
+    batch = pa.RecordBatch.from_pydict({ITEM_ID: ["a"], LABEL: ["x"], VECTOR: [[1.0, 0.0]]})
+    made_from = {"encoder": fingerprint, "items_version": 0}
+    return build(own.indexes, [batch], 2, Plan("exact"), made_from)
+
+
+def test_clean_removes_what_nothing_live_needs(copy: Way, context: Context) -> None:
+    own = opened(copy, context)
+    ledger, tables = own.ledger, own.tables
+    first = {step: ledger.need(step).outputs for step in ("train", "index", "evaluate", "release")}
+    trained, pinned = first["train"], first["index"]["items_version"]
+    items = {row["item_id"]: row["label"] for row in tables.read("items", pinned).collect()}
+
+    # Two more releases, so that no alias points to the first; two more encoders, nowhere named.
+    for ef in (50, 51):
+        later = opened(copy, context, f"index.ef_search={ef}")
+        for step in (index, evaluate, release):
+            step.run(later)
+    spare = another_encoder(own, trained, "second")
+    fingerprint = spare.meta["fingerprint"]
+    assert embed(tables, spare.uri, fingerprint, pinned).embedded > 600
+    spare_index = another_index(own, fingerprint)
+    newest = another_encoder(own, trained, "third")
+    newest_index = another_index(own, newest.meta["fingerprint"])
+    # Items have changed since; what is pinned is an older version.
+    context.spark.sql(f"UPDATE {tables.name('items')} SET label = 'changed'")
+
+    # What killed steps left behind, long ago and just now.
+    for root in ("encoders", "staging", "index/parts"):
+        for name in (OLD, artifacts.new_name()):
+            left = copy.warehouse / root / name / "left.bin"
+            left.parent.mkdir(parents=True)
+            left.write_bytes(b"123")
+            if name == OLD:
+                for path in (left, left.parent):
+                    os.utime(path, (0, 0))
+
+    models = {v.number: v for v in registry.versions(own.tracking, "small")}
+    assert {n: v.aliases for n, v in models.items()} == {1: (), 2: ("previous",), 3: ("champion",)}
+    model = copy.warehouse / "mlflow" / "artifacts" / "models" / next(iter(models[1].sources))
+    assert (model / "artifacts" / "MLmodel").exists()
+    before = sorted(str(path) for path in copy.warehouse.rglob("*") if "logs" not in path.parts)
+
+    asked = clean(copy)
+    assert asked.returncode == 2
+    assert "no terminal to ask at. Look at the list and give --yes" in asked.stderr
+    assert f"report {Path(first['evaluate']['report']).name}" in asked.stdout
+    assert "alias champion" in asked.stdout
+    after = sorted(str(path) for path in copy.warehouse.rglob("*") if "logs" not in path.parts)
+    assert before == after
+
+    part = artifacts.open_artifact(
+        f"{own.indexes}/versions/{first['index']['version']}", "index"
+    ).meta["parts"][0]
+    gone = {
+        ("release", "small/1"),
+        ("model", model.name),
+        ("report", Path(first["evaluate"]["report"]).name),
+        ("index", first["index"]["version"]),
+        ("index", spare_index.name),
+        ("index-part", part),
+        ("index-part", spare_index.meta["parts"][0]),
+        ("embeddings", fingerprint),
+        ("encoder", spare.name),
+        ("leftover", f"encoders/{OLD}"),
+        ("leftover", f"staging/{OLD}"),
+        ("leftover", f"parts/{OLD}"),
+    }
+    listed = json.loads(clean(copy, "--json").stdout)
+    assert {(one["kind"], one["name"]) for one in listed["planned"]} == gone
+    assert listed["removed"] == []
+    assert listed["retained_hours"]["items"] >= 7 * 24
+
+    # Killed at the first folder that goes, its manifest removed: the rest goes the next time.
+    dying = (
+        "import os, signal, pathlib, lookalike.artifacts as a\n"
+        "def remove(uri):\n"
+        "    (pathlib.Path(uri) / 'manifest.json').unlink()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "a.remove = remove"
+    )
+    assert clean(copy, "--yes", before=dying).returncode == -9
+    report = Path(first["evaluate"]["report"])
+    assert report.exists()
+    assert not artifacts.exists(str(report), "report")
+    query = str(next((copy.warehouse / "reports").glob("*/queries/*")))
+    answer = copy.command("query", query, "--json")
+    assert answer.returncode == 0, answer.stderr
+    already = {("release", "small/1"), ("model", model.name), ("report", report.name)}
+    assert removed(clean(copy, "--yes", "--json")) == gone - already
+
+    assert not list(model.rglob("*.*"))
+    assert own.tracking.client.get_run(models[1].run_id).data.metrics
+    left = registry.versions(own.tracking, "small")
+    assert {v.number: v.aliases for v in left} == {2: ("previous",), 3: ("champion",)}
+    again = copy.command("query", query, "--json")
+    assert json.loads(again.stdout)["answers"] == json.loads(answer.stdout)["answers"]
+    assert tables.read("embeddings").where(f"encoder = '{fingerprint}'").count() == 0
+    assert tables.read("embeddings").where(f"encoder = '{trained['fingerprint']}'").count() > 600
+    old = {row["item_id"]: row["label"] for row in tables.read("items", pinned).collect()}
+    assert old == items
+    for made in (newest, newest_index):
+        assert artifacts.exists(made.uri, made.manifest.kind)
+    # No table has a version in which nothing changed.
+    for table in ("items", "contents", "splits"):
+        history = context.spark.sql(f"DESCRIBE HISTORY {tables.name(table)}")
+        assert history.where("operation LIKE 'VACUUM%'").count() == 0
+
+    at_a_terminal = ask(copy, "y\n")
+    assert at_a_terminal.returncode == 0, at_a_terminal.stdout
+    assert "Remove these 0 and vacuum?" in at_a_terminal.stdout
+    assert "0 removed of 0 bytes" in at_a_terminal.stdout
+
+
+def ask(way: Way, answer: str) -> subprocess.CompletedProcess[str]:
+    """Run `clean` at a terminal, and answer what it asks."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lookalike.cli", "clean", "--keep", "1"]
+    running = subprocess.Popen(
+        [*command, "--conf", str(way.conf), *QUICK],
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    said = b""
+    try:
+        while more := os.read(ours, 4096):
+            said += more
+    except OSError:  # how a terminal's end is told
+        pass
+    finally:
+        os.close(ours)
+    return subprocess.CompletedProcess(command, running.wait(timeout=60), said.decode())
+
+
+def test_what_was_removed_is_made_again(copy: Way, context: Context) -> None:
+    """Runs after the test above, on what it left."""
+    own = opened(copy, context)
+    made = index.run(own)
+    assert not made.unchanged
+    assert index.run(own) == made.model_copy(update={"unchanged": True})
+    assert embed_step.run(own).unchanged
+    retention.forget(own.tables, made.encoder)
+    embedded = embed_step.run(own)
+    assert not embedded.unchanged
+    assert (embedded.known, embedded.embedded) == (0, embedded.seen)
+    assert embed_step.run(own).unchanged
+    assert index.run(own).version == made.version
+
+
+def aged(tables: Tables, days: int, target: Path) -> Tables:
+    """A copy of tables, all of whose doings are so many days older."""
+    shutil.copytree(tables.location, target)
+    milliseconds = days * DAY * 1000
+    for log in target.glob("*/_delta_log/*.json"):
+        log.write_text(
+            re.sub(
+                r'("(?:timestamp|modificationTime|deletionTimestamp)":)(\d+)',
+                lambda found: f"{found[1]}{int(found[2]) - milliseconds}",
+                log.read_text(),
+            )
+        )
+    for crc in target.rglob("*.crc"):
+        crc.unlink()  # checksums of the logs as they were
+    for path in target.rglob("*"):
+        written = path.stat().st_mtime - days * DAY
+        os.utime(path, (written, written))
+    return Tables(tables.spark, str(target))
+
+
+def test_a_vacuum_leaves_what_a_pinned_version_needs(context: Context, tmp_path: Path) -> None:
+    made = Tables(context.spark, str(tmp_path / "new"))
+    made.ensure()
+    now = datetime.now(UTC)
+    row = {"sha256": "0", "label": "x", "source": "s", "source_version": "1", "updated_at": now}
+    rows = [row | {"item_id": str(number)} for number in range(10)]
+    frame = context.spark.createDataFrame(rows, SCHEMAS["items"])
+    made.insert_new("items", frame, ("item_id",))
+    pinned = made.version("items")
+    made.delete("items", frame.where("item_id < '5'").select("item_id"), "item_id")
+    assert retention.retained_hours(made, {"items": pinned})["items"] == 7 * 24
+
+    kept, lost = (aged(made, 20, tmp_path / name) for name in ("kept", "lost"))
+    hours = retention.retained_hours(kept, {"items": pinned})
+    assert 20 * 24 < hours["items"] <= 22 * 24
+    assert {hours[table] for table in SCHEMAS if table != "items"} == {7 * 24}
+    newest = retention.retained_hours(kept, {"items": made.version("items")})
+    assert set(newest.values()) == {7 * 24}
+    retention.vacuum(kept, hours)
+    retention.vacuum(lost, newest)
+    for tables in (kept, lost):
+        assert tables.read("items").count() == 5
+        assert tables.version("items") == made.version("items")
+    assert kept.read("items", pinned).count() == 10
+    with pytest.raises(Exception, match=r"FILE_NOT_EXIST|does not exist|FileNotFound"):
+        lost.read("items", pinned).select("label").collect()
+
+
+def test_keep_is_at_least_one(copy: Way) -> None:
+    refused = copy.command("clean", "--keep", "0")
+    assert refused.returncode == 2
+    assert "--keep" in refused.stderr
