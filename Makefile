@@ -54,11 +54,12 @@ soak: $(READY) ## the long tests
 lint: $(READY) ## style, types and the layers between packages
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy src jobs benchmarks
+	@$(BIN)/mypy src jobs
+	@MYPYPATH=src $(BIN)/mypy benchmarks
 	@$(BIN)/lint-imports
 
 bench: $(READY) ## every benchmark
-	@for file in benchmarks/*.py; do \
+	@for file in benchmarks/[a-z]*.py; do \
 	    [ -e "$$file" ] || { echo "No benchmark in benchmarks/ yet."; break; }; \
 	    echo "== $$file"; $(BIN)/python "$$file" || exit; \
 	done

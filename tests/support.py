@@ -100,14 +100,16 @@ def write_recipe(folder: Path, train: int, test: int) -> Path:
     return conf
 
 
-def command(*arguments: str, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, before: str = "", after: str = "", timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
     """Run the command line, with some code before and after it in the same process."""
     code = f"import sys\nfrom lookalike.cli import main\n{before}\nmain(sys.argv[1:])\n{after}"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
         cwd=ROOT,
         # Not UTC, so that nothing comes to rest on it.
         env=os.environ | {"COLUMNS": "200", "TZ": "Asia/Kolkata"},

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import mlflow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.entities import LoggedModel
+from mlflow.exceptions import MlflowException
+from support import ROOT
 
-from lookalike import artifacts, encoder, retention
+from lookalike import artifacts, cli, config, encoder, retention
 from lookalike.errors import ArtifactError
 from lookalike.index.build import PART, VERSION
+from lookalike.lake.ledger import Commit
 from lookalike.retention import Plan, Thing, decide
+from lookalike.steps import clean
+from lookalike.steps.context import Context
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -286,3 +296,98 @@ def test_names_tell_when_they_were_given() -> None:
     assert timedelta(0) <= datetime.now(UTC) - at < timedelta(minutes=1)
     assert artifacts.made_at("20260231T000000-00000000") is None
     assert artifacts.made_at("part-0000.parquet") is None
+
+
+def test_keep_is_at_least_one(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["clean", "--conf", "conf/demo.yaml", "--keep", "0"])
+    assert ended.value.code == 2
+    assert "--keep" in capfd.readouterr().err
+
+
+class Registry:
+    """Releases as MLflow keeps them, without what makes them large."""
+
+    def __init__(self, context: Context):
+        self.tracking = context.tracking
+        self.client = context.tracking.client
+        self.experiment = context.tracking.experiment_id()
+        mlflow.set_tracking_uri(self.tracking.uri)  # SQLite's registry asks whichever is set
+
+    def log(self) -> LoggedModel:
+        run = self.tracking.start("model")
+        run.metrics({"p_at_1": 0.5})
+        model = self.client.create_logged_model(
+            self.experiment, name="model", source_run_id=run.run_id
+        )
+        files = Path(model.artifact_location)
+        (files / "artifacts" / "release").mkdir(parents=True)
+        (files / "MLmodel").write_text("flavors: {}")
+        (files / "artifacts" / "release" / "manifest.json").write_text("{}")
+        return model
+
+    def register(self, name: str, model: LoggedModel, **tags: str) -> str:
+        with suppress(MlflowException):  # it is there
+            self.client.create_registered_model(name)
+        made = self.client.create_model_version(
+            name, f"models:/{model.model_id}", model.source_run_id, tags=tags
+        )
+        # As `mlflow.register_model` does.
+        registered = json.dumps([{"name": name, "version": made.version}])
+        self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": registered})
+        return f"{name}/{made.version}"
+
+
+def test_releases_with_what_others_need_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recipe = config.load(
+        ROOT / "conf" / "demo.yaml",
+        [f"warehouse.tables={tmp_path}/tables", f"warehouse.files={tmp_path}", "name=small"],
+    )
+    context = Context(recipe)
+    logs = Registry(context)
+    ours = [logs.log() for _ in range(3)]
+    theirs, other, never, foreign = (logs.log() for _ in range(4))
+    shutil.rmtree(foreign.artifact_location)  # a model of somebody else's, in the same experiment
+    for number, model in enumerate(ours, start=1):
+        report = f"{context.reports}/r{number}"
+        logs.register("small", model, encoder="f1", index=f"i{number}", report=report)
+    logs.register("small", theirs, encoder="f2", index="i4", report="/other/reports/r4")
+    logs.register("other", other, encoder="f3", index="i5", report=f"{context.reports}/r5")
+    logs.client.copy_model_version("models:/small/1", "copied")
+    logs.client.set_registered_model_alias("small", "champion", "3")
+    logs.client.set_registered_model_alias("other", "champion", "1")
+    logs.client.delete_model_version("small", "2")  # killed before its model went
+
+    where = artifacts.fingerprint(context.tracking.uri)
+    commit = Commit("release", 1, {"registry": where}, {"name": "other", "number": 1})
+    elsewhere = Commit("release", 1, {"registry": "x"}, {"name": "small", "number": 2})
+    pins: dict[str, list[str]] = defaultdict(list)
+    found = {str(thing): thing for thing in clean._released(context, [commit, elsewhere], pins)}
+    models = [*ours, never]
+    assert set(found) == {"release small/1", "release small/3"} | {
+        f"model {model.model_id}" for model in models
+    } | {f"model {model.model_id}" for model in (theirs, other)}
+    assert found["release small/3"].needs == {"f1", "i3", "r3", ours[2].model_id}
+    assert found[f"model {never.model_id}"].size == len("flavors: {}") + 2
+    assert pins["small/1"] == ["registered as copied/1"]
+    assert pins["small/3"] == ["alias champion"]
+    assert pins["small/2"] == []
+    assert pins[theirs.model_id] == pins["i4"] == pins["r4"] == ["release small/4 needs it"]
+    assert pins["i5"] == ["release other/1 needs it"]
+    assert set(pins[other.model_id]) == {"release other/1 needs it", "registered as other/1"}
+    plan = decide([*found.values()], pins, 1, datetime.now(UTC) + timedelta(days=2))
+    assert {str(thing) for thing in plan.going} == {
+        f"model {model.model_id}" for model in (ours[1], never)
+    }
+    young = decide([*found.values()], pins, 1, datetime.now(UTC))
+    assert young.going == ()
+
+    for thing in plan.going:
+        clean._remove(context, thing)
+        assert not list(Path(tmp_path).rglob(f"{thing.name}/**/*.*"))
+        clean._remove(context, thing)  # it is not there: nothing to do
+    assert logs.client.get_run(never.source_run_id).data.metrics == {"p_at_1": 0.5}
+    assert (Path(ours[0].artifact_location) / "MLmodel").exists()

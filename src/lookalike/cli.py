@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from lookalike import artifacts, config
 from lookalike.errors import ConfigError, LookalikeError
@@ -202,6 +203,32 @@ def query(
             for f in found
         ]
         terminal.table(name, ("rank", "item_id", "label", "distance", "similarity"), rows)
+
+
+@app.command()
+def inspect(
+    called: typer.Context,
+    conf: Conf,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what the catalogue holds and how clean it is: labels, sizes, rejects, duplicates."""
+    from lookalike.steps import inspect as step
+
+    terminal: Terminal = called.obj
+    begin = time.monotonic()
+    with _opened(terminal, step.STEP, conf, set_, debug) as context:
+        with terminal.step(step.STEP, ""):
+            result = step.run(context)
+        terminal.done(step.STEP, "", result.words, result.unchanged, begin)
+    if as_json:
+        terminal.out.print_json(result.model_dump_json())
+        return
+    for title, heads, rows in step.shown(result):
+        terminal.table(escape(title), heads, [tuple(map(escape, row)) for row in rows])
+    for what, uri in result.files.items():
+        terminal.out.print(f"{what}: {escape(uri)}")
 
 
 @app.command()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 from support import Way, command, write_recipe
 
 from lookalike import config
+from lookalike.lake.session import close_session, open_session
+from lookalike.lake.tables import Tables
 from lookalike.steps.context import Context
 
 
@@ -26,7 +30,22 @@ def way(tmp_path_factory: pytest.TempPathFactory) -> Way:
 
 
 @pytest.fixture(scope="session")
-def context(way: Way) -> Iterator[Context]:
+def spark() -> Iterator[SparkSession]:
+    """The one Spark session of this process."""
+    opened = open_session(config.Spark(master="local[2]"), "tests")
+    yield opened
+    close_session(opened)
+
+
+@pytest.fixture
+def fresh(spark: SparkSession, tmp_path: Path) -> Tables:
+    """Empty tables of a warehouse of their own."""
+    tables = Tables(spark, str(tmp_path / "tables"))
+    tables.ensure()
+    return tables
+
+
+@pytest.fixture(scope="session")
+def context(way: Way, spark: SparkSession) -> Context:  # noqa: ARG001  it takes the one there is
     """The way's recipe with a Spark session in this process."""
-    with Context(config.load(way.conf)) as opened:
-        yield opened
+    return Context(config.load(way.conf, ["spark.master=null"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from pyspark.sql import SparkSession
 from support import (
     QUICK,
     Way,
@@ -19,14 +20,15 @@ from support import (
     write_recipe,
 )
 
+from lookalike.config import IdxData
 from lookalike.errors import DataError
 from lookalike.lake import ingest
-from lookalike.lake.sources import IdxSource
+from lookalike.lake.sources.idx import IdxSource
 from lookalike.lake.tables import Tables
 from lookalike.steps.context import Context
 
 KILL = "import os, signal\ndef kill(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
-RULES = ingest.Rules(validation_share=0.1, max_reject_share=0.05, phash=True, seed=1)
+RULES = ingest.Rules(max_reject_share=0.05)
 
 
 def killed(where: str) -> str:
@@ -37,50 +39,65 @@ def killed(where: str) -> str:
     return f"{KILL}import importlib\nsetattr({target}, {name!r}, kill)"
 
 
-@pytest.fixture
-def fresh(context: Context, tmp_path: Path) -> Tables:
-    """Empty tables of another warehouse, in the session's Spark."""
-    tables = Tables(context.spark, str(tmp_path / "tables"))
-    tables.ensure()
-    return tables
+IN_MERGE = """
+import pathlib, psutil, threading, time
+from lookalike.lake.tables import Tables
+upsert = Tables.upsert
+
+def kill_when_written(folder):
+    before = set(folder.glob("*.parquet"))
+    while set(folder.glob("*.parquet")) == before:
+        time.sleep(0.001)
+    driver = psutil.Process()
+    for process in (*driver.children(), driver):  # Spark's own first
+        process.kill()
+
+def watched(self, table, *rest):
+    if table == "items":
+        folder = pathlib.Path(self.location) / table
+        threading.Thread(target=kill_when_written, args=(folder,), daemon=True).start()
+    upsert(self, table, *rest)
+
+Tables.upsert = watched
+"""
+"""Code that kills driver and Spark when a MERGE has written files that its commit would name."""
 
 
 @pytest.fixture
-def source(context: Context, tmp_path: Path) -> IdxSource:
+def source(spark: SparkSession, tmp_path: Path) -> IdxSource:
     """A source of its own, to be damaged."""
     write_catalogue(tmp_path, train=4, test=2)
-    data = context.config.data
-    return IdxSource(context.spark, type(data)(**data.model_dump() | idx_files(tmp_path)))
+    names = [str(i) for i in range(10)]
+    data = IdxData.model_validate({"source": "idx", "label_names": names, **idx_files(tmp_path)})
+    return IdxSource(spark, data)
 
 
 def counts(tables: Tables) -> dict[str, int]:
-    return {t: tables.read(t).count() for t in ("items", "contents", "splits", "rejects")}
+    return {t: tables.read(t).count() for t in ("items", "contents", "rejects")}
 
 
 def test_load_again_with_a_change_touches_what_changed(fresh: Tables, source: IdxSource) -> None:
     first = ingest.load(fresh, source, RULES)
-    assert (first.seen, first.changed) == (60, 60)
-    assert ingest.load(fresh, source, RULES).seen == 0
-    splits = {r["item_id"]: r["split"] for r in fresh.read("splits").collect()}
+    assert (first.seen, first.read, first.changed) == (60, 60, 60)
+    again = ingest.load(fresh, source, RULES)
+    assert (again.seen, again.used, again.read, again.changed) == (60, 60, 0, 0)
     version = fresh.version("items")
-    labels = Path(source.data.test.labels)
-    values = read_idx(labels).copy()
-    values[0] = (values[0] + 1) % 10
-    write_idx(labels, values)
+    assert version == 1  # the first load's one write; the second wrote nothing
+    labels, images = Path(source.data.test.labels), Path(source.data.test.images)
+    names, pixels = read_idx(labels).copy(), read_idx(images).copy()
+    names[0] = (names[0] + 1) % 10
+    pixels[1] = 255 - pixels[1]
+    write_idx(labels, names)
+    write_idx(images, pixels)
     second = ingest.load(fresh, source, RULES)
-    assert (second.seen, second.used) == (20, 20)
+    # A new label is no new content: one of the two is read.
+    assert (second.seen, second.used, second.read, second.changed) == (60, 60, 1, 2)
     feed = fresh.spark.sql(
         f"SELECT * FROM table_changes_by_path('{fresh.location}/items', {version + 1})"
     )
     updated = feed.where("_change_type = 'update_postimage'").collect()
-    # The file is another version, so its items are; only one has another label.
-    assert len(updated) == 20
-    before = {r["item_id"]: r for r in fresh.read("items", version).collect()}
-    assert [r["item_id"] for r in updated if before[r["item_id"]]["label"] != r["label"]] == [
-        "test-000000"
-    ]
-    assert {r["item_id"]: r["split"] for r in fresh.read("splits").collect()} == splits
-    assert counts(fresh) == {"items": 60, "contents": 60, "splits": 60, "rejects": 0}
+    assert {r["item_id"] for r in updated} == {"test-000000", "test-000001"}
+    assert counts(fresh) == {"items": 60, "contents": 61, "rejects": 0}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +131,7 @@ def test_a_bad_source_commits_nothing(
     with pytest.raises(DataError, match=said) as raised:
         ingest.load(fresh, source, RULES)
     assert "\n" not in str(raised.value)
-    assert counts(fresh) == {"items": 0, "contents": 0, "splits": 0, "rejects": 0}
+    assert counts(fresh) == {"items": 0, "contents": 0, "rejects": 0}
 
 
 @pytest.mark.parametrize(
@@ -159,24 +176,28 @@ def test_java_comes_along_where_the_machine_has_none_that_fits(tmp_path: Path) -
 @pytest.mark.parametrize(
     "where",
     [
-        "lookalike.lake.ingest._add_splits",  # contents are in, items are not
-        "lookalike.lake.ledger:Ledger.commit",  # all is in, the ledger does not know
+        killed("lookalike.lake.ingest._add_contents"),  # all is decoded, nothing is written
+        IN_MERGE,  # contents and rejects are in, items are half-written
+        killed("lookalike.lake.ledger:Ledger.commit"),  # all is in, the ledger does not know
     ],
+    ids=["decoded", "in merge", "before the ledger"],
 )
 def test_a_killed_ingest_is_finished_by_the_next(
-    context: Context, tmp_path: Path, where: str
+    spark: SparkSession, tmp_path: Path, where: str
 ) -> None:
     """Invariant 7."""
     conf = write_recipe(tmp_path, train=6, test=2)
-    dead = command("ingest", "--conf", str(conf), *QUICK, before=killed(where))
+    dead = command("ingest", "--conf", str(conf), *QUICK, before=where)
     assert dead.returncode == -9
     done = command("ingest", "--json", "--conf", str(conf), *QUICK)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["items"] == 79
     tables = tmp_path / "wh" / "tables"
-    found = counts(Tables(context.spark, str(tables)))
-    assert found == {"items": 79, "contents": 79, "splits": 79, "rejects": 1}
+    found = counts(Tables(spark, str(tables)))
+    assert found == {"items": 79, "contents": 79, "rejects": 1}
+    feed = spark.sql(f"SELECT * FROM table_changes_by_path('{tables}/items', 1)")
+    assert feed.count() == 79  # each came once
 
 
 def test_a_killed_index_leaves_the_one_before(way: Way) -> None:

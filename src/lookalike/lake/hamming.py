@@ -19,7 +19,7 @@ ALL: Final = 2**64 - 1
 """The mask of all bits."""
 
 _ONES: Final = np.array([word.bit_count() for word in range(2**16)], np.uint8)
-_LARGE = 512  # hashes of a run that is cut up further
+_LARGE = 1024  # hashes of a run that is cut up further
 _DEPTH = 3  # so often: each time a hash comes into d + 1 runs
 _WIDTH = 4  # bits of a band that still tell hashes apart
 

@@ -21,7 +21,7 @@ from lookalike import images
 from lookalike.config import Split
 from lookalike.errors import DataError, ImageError
 from lookalike.lake.session import translated
-from lookalike.lake.sources import Source
+from lookalike.lake.sources import Source, sent
 from lookalike.lake.sources.files import many_small_files
 from lookalike.lake.tables import Tables
 
@@ -33,7 +33,6 @@ _SEEN = (
 _BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _BATCH_ROWS = 64  # image files that a worker holds at a time
 _AGAIN = "reason LIKE 'http!_%' ESCAPE '!' OR reason IN ('timeout', 'unreachable', 'unreadable')"
-_SMALL = 1_000_000  # rows of ids that each worker can hold
 _NAMED = 10
 _SIGNATURES = (
     ("FFD8FF", "image/jpeg"),
@@ -342,9 +341,9 @@ def _add_contents(tables: Tables, contents: DataFrame, used: DataFrame) -> None:
     try:
         if (new := firsts.count()) == 0:
             return
-        # The bytes stay where they are: what is sent about is the ids.
-        keys = F.broadcast(firsts) if new <= _SMALL else firsts
-        rows = contents if new == used.count() else contents.join(keys, "item_id", "left_semi")
+        rows = contents
+        if new < used.count():  # the bytes stay where they are: what is sent about is the ids
+            rows = contents.join(sent(firsts), "item_id", "left_semi")
         columns = ("sha256", "media", "bytes", "width", "height", "phash")
         rows = rows.where("reason IS NULL").select(*columns)
         tables.insert_new("contents", rows, ("sha256",))

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from lookalike.config import (
     FolderData,
@@ -32,6 +33,9 @@ is set where the item cannot be used.
 
 READ: Final = "item_id string, bytes binary, reason string, detail string"
 """An item's content, or the reason why there is none."""
+
+
+_FEW_IDS = 1_000_000  # about 200 MB
 
 
 class Source(Protocol):
@@ -93,6 +97,11 @@ def open_source(
             return TextSource(spark, data)
         case VectorsData():
             return VectorsSource(spark, data)
+
+
+def sent(ids: DataFrame) -> DataFrame:
+    """Ids to join by: sent to all workers where they are few enough, so that bytes stay put."""
+    return F.broadcast(ids) if ids.count() <= _FEW_IDS else ids
 
 
 def arrow_schema(listed: str) -> pa.Schema:

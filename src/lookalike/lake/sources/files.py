@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from lookalike import artifacts
 from lookalike.errors import DataError
+from lookalike.lake.sources import sent
 
 _FEW = 5_000
 """So many files are read by their names; more by a look through the folder."""
@@ -30,7 +31,7 @@ are 600 tasks, which take longer than the reading."""
 class Files:
     """Files of certain suffixes below a folder, at any depth.
 
-    Spark passes over files and folders whose names begin with '.' or '_'.
+    Spark passes over files and folders whose names begin with '.' or '_', and over empty files.
 
     Attributes:
         spark: the session.
@@ -82,18 +83,19 @@ class Files:
         # Spark's reader opens no file that this filter leaves out.
         newer = self._reader(self.location).where(F.col("modificationTime") >= oldest.first()[0])  # type: ignore[index]
         whole = wanted.count() == self._listed.count()
-        kept = newer if whole else newer.join(F.broadcast(wanted.select("path")), "path")
+        kept = newer if whole else newer.join(sent(wanted.select("path")), "path")
         return kept.select("path", "content")
 
-    def beside(self) -> tuple[list[str], dict[str, int]]:
+    def beside(self) -> tuple[dict[str, str], dict[str, int]]:
         """What the listing of a local folder leaves out, where its files can be walked.
 
         Returns:
-            Paths below the root that have a name with a leading '_', which Spark passes over
-            without a word, and the number of files of other suffixes, by suffix.
+            Reasons by path below the root: 'hidden_name' for names with a leading '_' and 'empty'
+            for files of 0 bytes, both of which Spark passes over without a word; and the number
+            of files of other suffixes, by suffix.
         """
         local = artifacts.local_path(self.location)
-        hidden: list[str] = []
+        lost: dict[str, str] = {}
         others: Counter[str] = Counter()
         for folder, inner, names in os.walk(local) if local is not None else ():
             inner[:] = [name for name in inner if not name.startswith(".")]
@@ -105,8 +107,10 @@ class Files:
                 if self.suffixes and not name.lower().endswith(self.suffixes):
                     others[path.suffix.lower() or "none"] += 1
                 elif any(part.startswith("_") and "=" not in part for part in path.parts):
-                    hidden.append(str(path))
-        return sorted(hidden), dict(others.most_common())
+                    lost[str(path)] = "hidden_name"
+                elif not os.path.getsize(f"{folder}/{name}"):  # noqa: PTH202  for each file
+                    lost[str(path)] = "empty"
+        return lost, dict(others.most_common())
 
     @cached_property
     def _listed(self) -> DataFrame:
@@ -151,8 +155,6 @@ def many_small_files(spark: SparkSession) -> Iterator[None]:
 
 def unfit(size: int, limit: int) -> dict[str, str]:
     """reason and detail of a file that need not be read to be rejected; empty for others."""
-    if size == 0:
-        return {"reason": "empty", "detail": "the file has 0 bytes"}
     if size > limit:
         said = f"the file has {size:,} bytes. Allowed: at most {limit:,} (data.max_bytes)"
         return {"reason": "too_many_bytes", "detail": said}

@@ -16,6 +16,10 @@ from lookalike.lake.sources import LISTED, READ, arrow_schema
 from lookalike.lake.sources.files import Files, unfit
 
 _ROLES = ("label", "group_id", "split")
+_LOST = {
+    "hidden_name": "Spark leaves out names with a leading _. Rename the file or its folder",
+    "empty": "the file has 0 bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -81,22 +85,12 @@ class FolderSource:
         data, (source,) = self.data, self.names
         files = self._files.listing()
         found = files.mapInArrow(lambda batches: _listed(batches, data, source), LISTED)
-        if not (hidden := self._beside[0]):
+        if not (lost := self._beside[0]):
             return found
-        detail = (
-            "names with a leading _ are left out by Spark's reader. Rename the file or its folder"
-        )
-        rows = self.spark.createDataFrame([(name,) for name in hidden], "item_id string")
-        return found.unionByName(
-            rows.withColumns(
-                {
-                    "source": F.lit(source),
-                    "reason": F.lit("hidden_name"),
-                    "detail": F.lit(detail),
-                }
-            ),
-            allowMissingColumns=True,
-        )
+        rows = [(name, source, reason, _LOST[reason]) for name, reason in lost.items()]
+        schema = "item_id string, source string, reason string, detail string"
+        bad = self.spark.createDataFrame(rows, schema)
+        return found.unionByName(bad, allowMissingColumns=True)
 
     def read(self, wanted: DataFrame) -> DataFrame:
         contents = self._files.read(wanted.select(F.col("place").alias("path")))
@@ -111,7 +105,7 @@ class FolderSource:
         return Files(self.spark, self.data.root, self.data.suffixes)
 
     @cached_property
-    def _beside(self) -> tuple[list[str], dict[str, int]]:
+    def _beside(self) -> tuple[dict[str, str], dict[str, int]]:
         return self._files.beside()
 
 

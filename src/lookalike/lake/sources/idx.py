@@ -18,7 +18,7 @@ from lookalike import images
 from lookalike.columns import TEST, TRAIN
 from lookalike.config import IdxData, IdxFiles
 from lookalike.lake import idx
-from lookalike.lake.sources import LISTED, READ, arrow_schema
+from lookalike.lake.sources import LISTED, READ, arrow_schema, sent
 from lookalike.lake.sources.files import missing
 from lookalike.lake.sources.table import files_state
 
@@ -62,7 +62,7 @@ class IdxSource:
         return self._chunks().mapInArrow(lambda batches: _listed(batches, names), LISTED)
 
     def read(self, wanted: DataFrame) -> DataFrame:
-        keys = F.broadcast(wanted.select("item_id"))
+        keys = sent(wanted.select("item_id"))
         raw = self._chunks().mapInArrow(_raw, _RAW).join(keys, "item_id", "left_semi")
         return raw.mapInArrow(_encoded, READ)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,9 @@ from pyspark.sql import functions as F
 
 from lookalike.config import ManifestData
 from lookalike.lake.fetch import Limits, fetch
-from lookalike.lake.sources import arrow_schema
+from lookalike.lake.sources import READ, arrow_schema, sent
 from lookalike.lake.sources.files import Files
 from lookalike.lake.sources.table import Inline, Table, column, listed
-
-_FETCHED = "place string, bytes binary, reason string, detail string"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ManifestSource:
         contents = self._files.read(wanted.select(F.col("place").alias("path")).distinct())
         return (
             contents.withColumnRenamed("path", "place")
-            .join(F.broadcast(wanted), "place")
+            .join(sent(wanted), "place")
             .select("item_id", F.col("content").alias("bytes"), *_fine())
         )
 
@@ -96,16 +95,12 @@ class ManifestSource:
         joined = rows.withColumn("relative", below).join(found, "relative", "left")
         lost = ~empty & F.col("place").isNull()
         limit = self.data.max_bytes
-        reason = (
-            F.when(lost, "missing_file")
-            .when(F.col("size") == 0, "empty")
-            .when(F.col("size") > limit, "too_many_bytes")
-        )
-        detail = F.when(
-            lost, F.concat(F.lit("there is no file "), path, F.lit(f" below {files.location}"))
-        ).when(
-            reason.isNotNull(),
-            F.concat(F.lit("the file has "), "size", F.lit(f" bytes, of 1 to {limit:,} allowed")),
+        large = F.col("size") > limit
+        reason = F.when(lost, "missing_file").when(large, "too_many_bytes")
+        # Spark lists no empty files.
+        nowhere = F.lit(f" below {files.location}, or it has 0 bytes")
+        detail = F.when(lost, F.concat(F.lit("there is no file "), path, nowhere)).when(
+            large, F.concat(F.lit("the file has "), "size", F.lit(f" bytes, over {limit:,}"))
         )
         return joined.withColumns(
             {
@@ -147,15 +142,7 @@ class ManifestSource:
         )
         # Sizes and colours of a product often share a photo: it is fetched once.
         shared = wanted.groupBy("place").agg(F.collect_list("item_id").alias("item_ids"))
-        fetched = (
-            shared.select("place")
-            .repartition(tasks)
-            .mapInArrow(lambda batches: _fetch(batches, limits), _FETCHED)
-        )
-        exploded = shared.select("place", F.explode("item_ids").alias("item_id"))
-        return fetched.join(F.broadcast(exploded), "place").select(
-            "item_id", "bytes", "reason", "detail"
-        )
+        return shared.repartition(tasks).mapInArrow(lambda batches: _fetch(batches, limits), READ)
 
 
 def _none() -> Column:
@@ -167,12 +154,17 @@ def _fine() -> tuple[Column, Column]:
 
 
 def _fetch(batches: Iterable[pa.RecordBatch], limits: Limits) -> Iterator[pa.RecordBatch]:
-    places = (place for batch in batches for place in batch.column(0).to_pylist())
-    for found in fetch(places, limits):
-        row = {
-            "place": found.url,
-            "bytes": found.data,
-            "reason": found.reason,
-            "detail": found.detail,
-        }
-        yield pa.RecordBatch.from_pylist([row], schema=arrow_schema(_FETCHED))
+    waiting: deque[list[str]] = deque()
+
+    def places() -> Iterator[str]:
+        for batch in batches:
+            for row in batch.to_pylist():
+                waiting.append(row["item_ids"])
+                yield row["place"]
+
+    for found in fetch(places(), limits):  # in the order of the places
+        rows = [
+            {"item_id": i, "bytes": found.data, "reason": found.reason, "detail": found.detail}
+            for i in waiting.popleft()
+        ]
+        yield pa.RecordBatch.from_pylist(rows, schema=arrow_schema(READ))

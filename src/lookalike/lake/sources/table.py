@@ -16,6 +16,7 @@ from pyspark.sql.types import StructField
 from lookalike import artifacts
 from lookalike.config import IdxData, TableData
 from lookalike.errors import ConfigError, DataError
+from lookalike.lake.sources import sent
 from lookalike.lake.sources.files import Files, missing
 
 _BROKEN = "_lookalike_broken_row"
@@ -232,7 +233,7 @@ class Inline:
         keys = wanted.select("item_id", "source_version")
         found = self._versioned().where("reason IS NULL AND NOT broken")
         return (
-            found.join(F.broadcast(keys), ["item_id", "source_version"], "left_semi")
+            found.join(sent(keys), ["item_id", "source_version"], "left_semi")
             # Rows that repeat an item repeat its content, where their versions are equal.
             .dropDuplicates(["item_id"])
             .select("item_id", "bytes", "reason", "detail")
