@@ -112,8 +112,8 @@ print(ingested.words)
 
 # MAGIC %md
 # MAGIC ## Duplicates
-# MAGIC Finds pictures that are in the catalogue twice, byte for byte or nearly, and decides which split
-# MAGIC each new item is in: copies of a picture, and photos of a product, stay on one side.
+# MAGIC Finds pictures that are in the catalogue twice, byte for byte or nearly, and decides which
+# MAGIC split each new item is in: copies of a picture, and photos of a product, stay on one side.
 
 # COMMAND ----------
 

@@ -103,7 +103,7 @@ def test_load_again_with_a_change_touches_what_changed(fresh: Tables, source: Id
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("missing", "there is no file"),
+        ("missing", "there is no .*train-images"),
         ("wrong magic", "is no IDX file"),
         ("cut gzip", "breaks off"),
         ("labels for images", "is an IDX label file"),

@@ -137,6 +137,8 @@ def _looks(tables: Tables, items: DataFrame, distance: int, keep: Keep) -> DataF
         .where(F.bit_count("hash") >= _TELLING)
         .join(wanted, "sha256", "left_semi")
     )
+    if hashed.isEmpty():  # texts, vectors
+        return None
     shared = hashed.groupBy("hash").count()
     close = shared.where("count > 1").select("hash")
     if distance > 0:
@@ -149,16 +151,12 @@ def _looks(tables: Tables, items: DataFrame, distance: int, keep: Keep) -> DataF
     with _batches_of(tables.spark, _BATCH_ROWS):
         sketched = keep(_sketched(tables, candidates, count))
         sketched.count()
-    # Equal looks are one node, whichever files they are of.
+    # Equal looks are one node, whichever files they are of. Its number is a hash of 64 bits: that
+    # of ten million looks any two are mixed up has a probability of three in a million.
     nodes = sketched.withColumn("node", F.xxhash64("hash", "sketch"))
     trees = near(nodes.select("node", "hash", "sketch").dropDuplicates(["node"]), distance)
-    return keep(
-        nodes.join(trees, "node", "left").select(
-            "sha256",
-            "node",
-            F.coalesce("root", "node").alias("look"),
-            "distance",
-        )
+    return nodes.join(trees, "node", "left").select(
+        "sha256", "node", F.coalesce("root", "node").alias("look"), "distance"
     )
 
 

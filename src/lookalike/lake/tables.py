@@ -46,6 +46,14 @@ SCHEMAS: Final = {
 }
 _CHANGE_FEED = ("items",)
 _PARTITIONED = {"embeddings": ("encoder",)}
+_HISTORY = 100  # newest commits that are looked at
+_MAINTENANCE = (
+    "ADD COLUMNS",
+    "OPTIMIZE",
+    "SET TBLPROPERTIES",
+    "VACUUM END",
+    "VACUUM START",
+)
 _TRIES = 6
 _LOST_RACES = ("Concurrent", "MetadataChanged", "ProtocolChanged", "DELTA_CONCURRENT")
 
@@ -117,9 +125,14 @@ class Tables:
             ) from error
 
     def version(self, table: str) -> int:
-        """The table's newest version."""
-        history = self.spark.sql(f"DESCRIBE HISTORY {self.name(table)} LIMIT 1")
-        return int(history.first()["version"])  # type: ignore[index]
+        """The table's newest version that holds other rows than the one before.
+
+        Maintenance, which a lakehouse may do by itself, makes versions that hold the same.
+        """
+        history = self.spark.sql(f"DESCRIBE HISTORY {self.name(table)} LIMIT {_HISTORY}")
+        commits = history.select("version", "operation").collect()
+        changes = [row["version"] for row in commits if row["operation"] not in _MAINTENANCE]
+        return int(max(changes or [row["version"] for row in commits]))
 
     def insert_new(self, table: str, rows: DataFrame, keys: tuple[str, ...]) -> None:
         """Add the rows whose keys are not in the table."""

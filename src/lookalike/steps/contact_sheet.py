@@ -107,9 +107,8 @@ def draw(title: str, sections: Sequence[Section], path: Path) -> None:
         if part.tile.png is not None:
             # Pixel by pixel, where axes would blur what they scale.
             pixels = _pixels(part.tile.png)
-            down, right = (SIDE - pixels.shape[0]) // 2, (part.width - pixels.shape[1]) // 2
-            below = height - part.y - down - pixels.shape[0]
-            figure.figimage(pixels, part.x + right, below, origin="upper")
+            down = part.y + (SIDE - pixels.shape[0]) // 2
+            figure.figimage(pixels, part.x, height - down - pixels.shape[0], origin="upper")
             continue
         corner = part.x / _WIDTH, 1 - (part.y + SIDE) / height
         shape = part.width / _WIDTH, SIDE / height

@@ -39,7 +39,7 @@ _CLUSTERS = 6
 _REJECTS, _REJECT_COLUMNS = 12, 4
 _LEAKS = 20
 _NAMED = 3
-_KINDS = {"exact": "equal bytes", "near": "near", "both": "both"}
+_KINDS = {"exact": "equal bytes", "near": "near", "both": "equal bytes and near"}
 _UNKNOWN = "run `lookalike duplicates` to know"
 _SPLITS = (TRAIN, VALIDATION, TEST)
 
@@ -135,11 +135,10 @@ def run(context: Context) -> Inspected:
             clusters=inspection.clusters(tables, versions) if decided else None,
             leaks=_leaks(context, versions, folder / LEAKS) if decided else None,
         )
-        title = f"{context.config.name}: {result.labels.total.items:,} items"
+        title = f"{context.config.name}, {result.labels.total.items:,} items"
         draw(title, _sections(context, result), folder / SHEET)
-        (folder / FIGURES).write_text(
-            result.model_dump_json(indent=1, exclude={"unchanged", "uri"})
-        )
+        figures = result.model_dump_json(indent=1, exclude={"unchanged", "uri"})
+        (folder / FIGURES).write_text(figures, encoding="utf-8")
         root = artifacts.join(context.files, "inspections")
         committed = artifacts.commit(root, KIND, folder, {"versions": versions})
     return result.model_copy(update={"uri": committed.uri})
