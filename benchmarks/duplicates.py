@@ -49,8 +49,9 @@ from rich.table import Table
 
 from lookalike.config import Duplicates, Spark
 from lookalike.images import content_hash, encode_png, examine
-from lookalike.lake import duplicates, hamming
+from lookalike.lake import hamming
 from lookalike.lake.components import Forest
+from lookalike.lake.duplicates import near, write
 from lookalike.lake.idx import IMAGES, parse
 from lookalike.lake.looks import alike, sketch
 from lookalike.lake.session import close_session, open_session
@@ -256,9 +257,9 @@ def _trade_off(
                   title="By distance: confirmed (hash alone)")  # fmt: skip
     sizes = _largest(*shop)
     for distance in DISTANCES:
-        near = apart <= distance
-        looks = near.copy()
-        looks[near] = alike(sketches[left[near]], sketches[right[near]], distance)
+        close = apart <= distance
+        looks = close.copy()
+        looks[close] = alike(sketches[left[close]], sketches[right[close]], distance)
         cells = []
         for kind in COPIES:
             pair = same & (
@@ -266,18 +267,18 @@ def _trade_off(
                 | (original[right] & (kinds[left] == kind))
             )
             planted = int((kinds == kind).sum())
-            confirmed, alone = ((pair & by).sum() / planted for by in (looks, near))
+            confirmed, alone = ((pair & by).sum() / planted for by in (looks, close))
             cells.append(f"{confirmed:.3f} ({alone:.3f})")
             if distance == DISTANCE:
                 figures.add(f"pairs found, {kind}, hash alone", alone, better="higher")
                 figures.add(f"pairs found, {kind}", confirmed, better="higher")
-        right_ones = [(by & same).sum() / max(by.sum(), 1) for by in (looks, near)]
+        right_ones = [(by & same).sum() / max(by.sum(), 1) for by in (looks, close)]
         cells.append("{:.4f} ({:.4f})".format(*right_ones))
         cells.append("{} ({})".format(*sizes[distance]))
         table.add_row(str(distance), *cells)
         if distance == DISTANCE:
             originals = original[left] & original[right]
-            figures.add("pairs of two photos, hash alone", int((near & originals).sum()))
+            figures.add("pairs of two photos, hash alone", int((close & originals).sum()))
             figures.add("pairs of two photos", int((looks & originals).sum()))
             figures.add("largest cluster of 12,000 shop photos, hash alone", sizes[distance][1])
             figures.add("largest cluster of 12,000 shop photos", sizes[distance][0])
@@ -290,9 +291,9 @@ def _largest(hashes: np.ndarray, sketches: np.ndarray) -> dict[int, tuple[int, i
     for left, right in _all_pairs(hashes, max(DISTANCES)):
         apart = hamming.popcount(hashes[left] ^ hashes[right])
         for distance, both in forests.items():
-            near = np.flatnonzero(apart <= distance)
-            looks = near[alike(sketches[left[near]], sketches[right[near]], distance)]
-            for forest, by in zip(both, (looks, near), strict=True):
+            close = np.flatnonzero(apart <= distance)
+            looks = close[alike(sketches[left[close]], sketches[right[close]], distance)]
+            for forest, by in zip(both, (looks, close), strict=True):
                 forest.add(left[by], right[by], apart[by])
     return {d: (_size(both[0]), _size(both[1])) for d, both in forests.items()}
 
@@ -318,7 +319,7 @@ def _planted(spark: SparkSession, pictures: Pictures, folder: Path, figures: Fig
         F.current_timestamp().alias("updated_at"))  # fmt: skip
     tables.replace("items", items)
     begin = time.perf_counter()
-    duplicates.write(tables, tables.version("items"), DISTANCE)
+    write(tables, tables.version("items"), DISTANCE)
     figures.add(f"step on {len(pictures.photo):,} files", time.perf_counter() - begin, "s")
 
     cluster = np.arange(len(pictures.photo))
@@ -368,11 +369,11 @@ def _cost(spark: SparkSession, count: int, figures: Figures) -> None:
     points.count()
     with _memory() as peak:
         begin = time.perf_counter()
-        rows = duplicates.near(points, DISTANCE).collect()
+        found = near(points, DISTANCE).collect()
         figures.add(f"join of {len(hashes):,} hashes, Spark", time.perf_counter() - begin, "s")
     for name, size in peak.items():
         figures.add(f"peak memory, {name}", size / 2**20, "MiB")
-    root = {row["node"]: row["root"] for row in rows}
+    root = {row["node"]: row["root"] for row in found}
     missed = [d for d, pairs in planted.items() for a, b in zip(*pairs, strict=True)
               if a not in root or root[a] != root.get(b)]  # fmt: skip
     figures.add("planted neighbours found", 1 - len(missed) / (copies * DISTANCE),

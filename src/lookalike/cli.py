@@ -226,7 +226,7 @@ def inspect(
         terminal.out.print_json(result.model_dump_json())
         return
     for title, heads, rows in step.shown(result):
-        terminal.table(escape(title), heads, [tuple(map(escape, row)) for row in rows])
+        terminal.table(title, heads, rows)
     for what, uri in result.files.items():
         terminal.out.print(f"{what}: {escape(uri)}")
 

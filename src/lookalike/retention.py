@@ -8,17 +8,29 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-SNAPSHOT, ENCODER, INDEX, REPORT, RELEASE = COUNTED = (
+SNAPSHOT, ENCODER, INDEX, REPORT, RELEASE, INSPECTION = COUNTED = (
     "snapshot",
     "encoder",
     "index",
     "report",
     "release",
+    "inspection",
 )
 """Kinds whose newest stay."""
 PART, MODEL, VECTORS, LEFTOVER = "index-part", "model", "embeddings", "leftover"
 """Kinds that stay only with what needs them."""
-ORDER: Final = (RELEASE, MODEL, REPORT, INDEX, PART, VECTORS, ENCODER, SNAPSHOT, LEFTOVER)
+ORDER: Final = (
+    INSPECTION,
+    RELEASE,
+    MODEL,
+    REPORT,
+    INDEX,
+    PART,
+    VECTORS,
+    ENCODER,
+    SNAPSHOT,
+    LEFTOVER,
+)
 """What needs goes before what is needed: killed in between, nothing is left without its parts."""
 GRACE: Final = timedelta(days=1)
 """How long what nobody names yet may belong to a step that is still at work."""

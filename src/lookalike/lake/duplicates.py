@@ -18,14 +18,14 @@ are contents without a hash.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from lookalike.errors import ImageError
@@ -33,7 +33,7 @@ from lookalike.lake import hamming
 from lookalike.lake.components import EDGES, Forest, connected, rows_of
 from lookalike.lake.hamming import Agree, Runs
 from lookalike.lake.looks import SKETCH_BYTES, alike, sketch
-from lookalike.lake.session import translated
+from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.tables import Tables
 
 EXACT: Final = "exact"
@@ -43,8 +43,7 @@ _TELLING = 24  # bits set of a hash that says something; of pictures nearly all 
 _SKETCHED: Final = "sha256 string not null, hash long not null, sketch binary not null"
 _CHUNK = 2**16  # hashes that are looked through at a time, or a run's, if it has more
 _BROADCAST = 100_000  # sha256 sent to all workers, about 10 MB
-_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
-_BATCH_ROWS = 64  # image files that a worker holds at a time
+_BATCH_ROWS = "64"  # image files that a worker holds at a time
 
 Keep = Callable[[DataFrame], DataFrame]
 
@@ -148,7 +147,7 @@ def _looks(tables: Tables, items: DataFrame, distance: int, keep: Keep) -> DataF
     count = candidates.count()
     if count == 0:
         return None
-    with _batches_of(tables.spark, _BATCH_ROWS):
+    with configured(tables.spark, {ARROW_ROWS: _BATCH_ROWS}):
         sketched = keep(_sketched(tables, candidates, count))
         sketched.count()
     # Equal looks are one node, whichever files they are of. Its number is a hash of 64 bits: that
@@ -209,16 +208,6 @@ def _hash() -> Column:
 
 def _signed(mask: int) -> Column:
     return F.lit(int(np.uint64(mask).astype(np.int64))).cast("long")
-
-
-@contextmanager
-def _batches_of(spark: SparkSession, rows: int) -> Iterator[None]:
-    before = spark.conf.get(_BATCH)
-    spark.conf.set(_BATCH, str(rows))
-    try:
-        yield
-    finally:
-        spark.conf.set(_BATCH, before or "10000")
 
 
 def _sketches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

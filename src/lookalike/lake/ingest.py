@@ -6,23 +6,22 @@ read. It is written when all else is, so a load killed anywhere is finished by t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
 from lookalike import images
 from lookalike.config import Split
 from lookalike.errors import DataError, ImageError
-from lookalike.lake.session import translated
+from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.sources import Source, sent
-from lookalike.lake.sources.files import many_small_files
+from lookalike.lake.sources.files import MANY_SMALL_FILES
 from lookalike.lake.tables import Tables
 
 _METADATA = ("group_id", "label", "attributes", "given_split")
@@ -30,8 +29,7 @@ _ITEM = (*_METADATA, "source", "source_version", "sha256")
 _SEEN = (
     "sha256 string, media string, width int, height int, phash string, reason string, detail string"
 )
-_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
-_BATCH_ROWS = 64  # image files that a worker holds at a time
+_SETTINGS = MANY_SMALL_FILES | {ARROW_ROWS: "64"}
 _AGAIN = "reason LIKE 'http!_%' ESCAPE '!' OR reason IN ('timeout', 'unreachable', 'unreadable')"
 _NAMED = 10
 _SIGNATURES = (
@@ -100,7 +98,7 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         DataError: unreadable or empty source, an item_id that comes twice, or more rejects than
             allowed; nothing is committed.
     """
-    with translated(), _tuned(tables.spark), ExitStack() as kept:
+    with translated(), configured(tables.spark, _SETTINGS), ExitStack() as kept:
 
         def keep(rows: DataFrame) -> DataFrame:
             kept.callback(rows.unpersist)
@@ -409,14 +407,3 @@ def _comparable(column: str) -> Column:
     if column == "attributes":
         return F.array_sort(F.map_entries(column)).alias(column)
     return F.col(column)
-
-
-@contextmanager
-def _tuned(spark: SparkSession) -> Iterator[None]:
-    before = spark.conf.get(_BATCH)
-    spark.conf.set(_BATCH, str(_BATCH_ROWS))
-    try:
-        with many_small_files(spark):
-            yield
-    finally:
-        spark.conf.set(_BATCH, before or "10000")

@@ -31,6 +31,11 @@ _QUICK = {
 }
 _DAEMON = "lookalike.lake.daemon"
 
+ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
+"""The setting that bounds how many contents a Python worker holds at a time."""
+OPEN_COST = "spark.sql.files.openCostInBytes"
+"""The setting that says what opening a file is worth, when files are dealt out to tasks."""
+
 
 def open_session(config: Spark, name: str) -> SparkSession:
     """The session that the config asks for, or the one that is there.
@@ -104,6 +109,22 @@ def preloaded(spark: SparkSession, modules: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         del shared["LOOKALIKE_PRELOAD"]
+
+
+@contextmanager
+def configured(spark: SparkSession, settings: dict[str, str]) -> Iterator[None]:
+    """Within, the session has these settings; what runs within must end within."""
+    before = {key: spark.conf.get(key, None) for key in settings}
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                spark.conf.unset(key)
+            else:
+                spark.conf.set(key, old)
 
 
 @contextmanager

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
 import pyarrow as pa
-from pyspark.sql import SparkSession, Window
+from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from lookalike.lake.inspection import readable_rejects, with_split
-from lookalike.lake.session import translated
+from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.tables import Tables
 from lookalike.lake.tiles import Tile, tile
 
 _TILED: Final = "sha256 string, png binary, words string"
-_BATCH = "spark.sql.execution.arrow.maxRecordsPerBatch"
-_BATCH_ROWS = 4  # contents that a worker holds at a time
+_BATCH_ROWS = "4"  # contents that a worker holds at a time
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def look_at(tables: Tables, versions: dict[str, int], item_ids: list[str]) -> di
     rows = with_split(tables, versions, few, "sha256").collect()
     wanted = list({row["sha256"] for row in rows})
     contents = tables.read("contents").where(F.col("sha256").isin(wanted))
-    with translated(), _batches_of(tables.spark, _BATCH_ROWS):
+    with translated(), configured(tables.spark, {ARROW_ROWS: _BATCH_ROWS}):
         # On the workers: a photo has megabytes, a tile kilobytes.
         tiled = contents.select("sha256", "media", "bytes").mapInArrow(_tiled, _TILED).collect()
     seen = {row["sha256"]: Tile(_bytes(row["png"]), row["words"]) for row in tiled}
@@ -106,13 +104,3 @@ def _tiled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         ]
         schema = pa.schema({"sha256": pa.string(), "png": pa.binary(), "words": pa.string()})
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
-
-
-@contextmanager
-def _batches_of(spark: SparkSession, rows: int) -> Iterator[None]:
-    before = spark.conf.get(_BATCH)
-    spark.conf.set(_BATCH, str(rows))
-    try:
-        yield
-    finally:
-        spark.conf.set(_BATCH, before or "10000")

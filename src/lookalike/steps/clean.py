@@ -96,7 +96,12 @@ def plan(context: Context, keep: int) -> Plan:
     left += [artifacts.join(staging, info.base_name) for info in artifacts.children(staging)]
     things += [_leftover(uri) for uri in left]
     decided = retention.decide(things, pins, keep, datetime.now(UTC))
-    needed = [manifests[kept.thing].meta for kept in decided.staying if kept.thing in manifests]
+    # What an inspection looked at, nobody reads again.
+    needed = [
+        manifests[kept.thing].meta
+        for kept in decided.staying
+        if kept.thing in manifests and kept.thing.kind != retention.INSPECTION
+    ]
     needed += [made for commit in commits for made in (commit.inputs, commit.outputs)]
     oldest: dict[str, int] = {}
     for table, version in retention.versions_in(needed, SCHEMAS):
@@ -142,6 +147,7 @@ def _folders(context: Context) -> Iterator[tuple[str, Manifest | None]]:
         (retention.INDEX, artifacts.join(context.indexes, "versions")),
         (retention.PART, artifacts.join(context.indexes, "parts")),
         (retention.REPORT, context.reports),
+        (retention.INSPECTION, context.inspections),
     ):
         yield from artifacts.survey(root, kind)
 

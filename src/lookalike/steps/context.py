@@ -139,3 +139,7 @@ class Context:
     @property
     def reports(self) -> str:
         return artifacts.join(self.files, "reports")
+
+    @property
+    def inspections(self) -> str:
+        return artifacts.join(self.files, "inspections")

@@ -139,8 +139,7 @@ def run(context: Context) -> Inspected:
         draw(title, _sections(context, result), folder / SHEET)
         figures = result.model_dump_json(indent=1, exclude={"unchanged", "uri"})
         (folder / FIGURES).write_text(figures, encoding="utf-8")
-        root = artifacts.join(context.files, "inspections")
-        committed = artifacts.commit(root, KIND, folder, {"versions": versions})
+        committed = artifacts.commit(context.inspections, KIND, folder, {"versions": versions})
     return result.model_copy(update={"uri": committed.uri})
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,13 +15,14 @@ from pyspark.sql import functions as F
 
 from lookalike import artifacts
 from lookalike.errors import DataError
+from lookalike.lake.session import OPEN_COST
 from lookalike.lake.sources import sent
 
 _FEW = 5_000
 """So many files are read by their names; more by a look through the folder."""
 
-_OPEN_COST = "65536"
-"""Bytes that opening a file is worth. With Spark's 4 MiB, a task reads 30 photos: 20,000 of them
+MANY_SMALL_FILES = {OPEN_COST: "65536"}
+"""Settings under which files are read. With Spark's 4 MiB, a task reads 30 photos: 20,000 of them
 are 600 tasks, which take longer than the reading."""
 
 
@@ -139,18 +138,6 @@ def version() -> Column:
     """A file's version: the time it was written and its size."""
     seconds = F.date_format("modificationTime", "yyyyMMdd'T'HHmmss.SSS")
     return F.concat_ws("-", seconds, F.col("length").cast("string"))
-
-
-@contextmanager
-def many_small_files(spark: SparkSession) -> Iterator[None]:
-    """Within, Spark makes tasks of many small files."""
-    key = "spark.sql.files.openCostInBytes"
-    before = spark.conf.get(key)
-    spark.conf.set(key, _OPEN_COST)
-    try:
-        yield
-    finally:
-        spark.conf.set(key, before or "4194304")
 
 
 def unfit(size: int, limit: int) -> dict[str, str]:
