@@ -95,11 +95,18 @@ class _Data(_Model):
 class _Named(_Data):
     """A source that may name splits."""
 
-    split_names: dict[str, Split] = {
+    split_names: Annotated[dict[str, Split], Field(min_length=1)] = {
         **dict.fromkeys(("train", "training"), "train"),
         **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
         **dict.fromkeys(("test", "testing"), "test"),
     }
+
+    @field_validator("split_names", mode="before")
+    @classmethod
+    def _whatever_the_case(cls, names: Any) -> Any:
+        if isinstance(names, dict):
+            return {str(name).strip().lower(): split for name, split in names.items()}
+        return names
 
 
 class IdxFiles(_Model):

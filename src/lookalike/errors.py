@@ -92,5 +92,6 @@ def raised_in(text: str) -> LookalikeError | None:
 
 
 def scrubbed(text: str) -> str:
-    """A text without the user and password of the addresses in it."""
-    return re.sub(r"(?<=://)[^/?#\s]+@", "***@", text)
+    """A text without the users, passwords and signatures of the addresses in it."""
+    text = re.sub(r"(?<=://)[^/?#\s]+@", "***@", text)
+    return re.sub(r"(?<=://)([^\s?'\"]*)\?[^\s'\"]+", r"\1?***", text)

@@ -373,7 +373,7 @@ def test_a_share_of_classes_is_kept_out_of_training(tables: Tables) -> None:
     assert 3 <= len(unseen) <= 18
     assert all((after[i.item_id] == (TEST, "unseen_class")) == (i.label in unseen) for i in items)
     assert after["none"][1] == "hash"
-    counts = splits.count(tables, versions)
+    counts = splits.count(tables, versions, Rules(0.2, 0.0, 0.25, 3))
     assert counts.unseen_classes == len(unseen)
     assert counts.items[TEST] == 3 * len(unseen)
     assert sum(counts.items.values()) == len(items) + 1

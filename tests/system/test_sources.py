@@ -91,14 +91,17 @@ def test_a_folder_as_people_have_them(fresh: Tables, tmp_path: Path) -> None:
         (root / name).write_bytes(file)
     (root / "notes.txt").write_text("not an image, and not named like one")
     (root / ".thumb.jpg").write_bytes(picture(9))
-    strict = data_of(source="folder", root=str(root), max_bytes=80_000)
+    spelled = f"{tmp_path}/nowhere/..//{root.name}/"
+    strict = data_of(source="folder", root=spelled, max_bytes=80_000)
 
     with pytest.raises(DataError, match=r"6 of 13 items cannot be used.*max_reject_share"):
         load(fresh, strict)
     assert [fresh.version(t) for t in ("items", "contents", "rejects")] == [0, 0, 0]
 
     data = strict.model_copy(update={"max_reject_share": 0.5})
-    assert load(fresh, data) == Loaded(seen=13, used=7, rejected=6, read=10, changed=7, pruned=0)
+    assert load(fresh, data) == Loaded(
+        seen=13, used=7, rejected=6, read=10, changed=7, taken=0, pruned=0
+    )
     assert reasons(fresh) == {name: reason for name, (_, reason) in bad.items()}
     items = rows(fresh, "items")
     assert {k: v["sha256"] for k, v in items.items()} == {
@@ -115,13 +118,17 @@ def test_a_folder_as_people_have_them(fresh: Tables, tmp_path: Path) -> None:
 
     # As it was: nothing is read, nothing written, not even of what is bad.
     versions = [fresh.version(t) for t in ("items", "contents", "rejects")]
-    assert load(fresh, data) == Loaded(seen=13, used=7, rejected=6, read=0, changed=0, pruned=0)
+    assert load(fresh, data) == Loaded(
+        seen=13, used=7, rejected=6, read=0, changed=0, taken=0, pruned=0
+    )
     assert [fresh.version(t) for t in ("items", "contents", "rejects")] == versions
 
     # One mended, one gone: gone it stays in the tables until it is pruned.
     (root / "zero.jpg").write_bytes(picture(77))
     (root / "copy.jpg").unlink()
-    assert load(fresh, data) == Loaded(seen=12, used=7, rejected=5, read=1, changed=1, pruned=0)
+    assert load(fresh, data) == Loaded(
+        seen=12, used=7, rejected=5, read=1, changed=1, taken=0, pruned=0
+    )
     assert "zero.jpg" not in reasons(fresh)
     assert {"zero.jpg", "copy.jpg"} < set(rows(fresh, "items"))
     assert load(fresh, data, prune=True).pruned == 1
@@ -198,6 +205,12 @@ def test_a_manifest_of_paths(fresh: Tables, tmp_path: Path) -> None:
     assert items["s1"]["attributes"]["price"] == "2.75"
     assert items["s2"]["attributes"]["colour"] == "blue"
     assert items["s3"]["sha256"] == content_hash(picture(33, size=30))
+
+    # What was rejected for the recipe is used under a better one.
+    better = data.model_copy(update={"split_names": {**data.split_names, "holdout": "test"}})
+    assert load(fresh, better).changed == 1
+    assert rows(fresh, "items")["odd"]["given_split"] == "test"
+    assert "odd" not in reasons(fresh)
 
     with pytest.raises(ConfigError, match=r"has no column 'id'.*Allowed: sku, file"):
         load(fresh, data.model_copy(update={"item_id": "id"}))
@@ -297,8 +310,32 @@ def test_a_feed_of_urls_with_dead_links(fresh: Tables, tmp_path: Path) -> None:
         assert sorted(asked) == sorted([*(f"/{i}" for i in range(10)), "/3"])
         asked.clear()
         again = load(fresh, data)
-        assert asked == ["/4"]  # what is dead today may answer tomorrow
+        assert sorted(asked) == ["/4", "/5", "/6"]  # what is dead today may answer tomorrow
         assert (again.used, again.rejected, again.changed) == (14, 7, 0)
+
+
+def test_maintenance_makes_no_version_and_an_older_table_grows(
+    fresh: Tables, tmp_path: Path
+) -> None:
+    (tmp_path / "feed.csv").write_text("item_id,text\na,boot\n")
+    data = data_of(source="text", table=str(tmp_path / "feed.csv"))
+    name = fresh.name("items")
+    fresh.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.columnMapping.mode' = 'name')")
+    fresh.spark.sql(f"ALTER TABLE {name} DROP COLUMN given_split")
+    fresh.ensure()
+    assert load(fresh, data).used == 1
+    version = fresh.version("items")
+    (tmp_path / "feed.csv").write_text("item_id,text\na,boot\nb,shoe\n")
+    load(fresh, data)
+    later = fresh.version("items")
+    fresh.spark.sql(f"OPTIMIZE {name}")
+    newest = fresh.spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").first()["version"]
+    assert newest > later == fresh.version("items") > version
+    fresh.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    fresh.spark.sql(f"VACUUM {name} RETAIN 0 HOURS")
+    # Files of that version are gone; what maintenance made of it holds the same rows.
+    assert fresh.read("items", later).count() == 2
+    assert load(fresh, data).changed == 0
 
 
 def recipe(folder: Path, name: str, **data: object) -> Path:

@@ -379,7 +379,7 @@ def test_everything_names_what_it_was_made_from(way: Way, context: Context) -> N
     snapshot = artifacts.open_artifact(encoder.meta["made_from"]["snapshot"], "snapshot")
     assert snapshot.meta["versions"] == {
         "items": way.step("ingest")["items_version"],
-        "splits": way.step("ingest")["splits_version"],
+        "splits": way.step("duplicates")["splits_version"],
     }
     assert release.meta["made_from"]["config"]["name"] == "small"
     assert {"pillow", "onnxruntime"} <= set(encoder.meta["versions"])

@@ -158,7 +158,7 @@ def test_a_missing_step_is_named(tmp_path: Path) -> None:
     conf = write_recipe(tmp_path, train=5, test=2)
     done = command("snapshot", "--conf", str(conf), *QUICK)
     assert done.returncode == 3
-    assert "has no committed ingest. Run `lookalike ingest` first" in done.stderr
+    assert "has no committed duplicates. Run `lookalike duplicates` first" in done.stderr
 
 
 def test_java_comes_along_where_the_machine_has_none_that_fits(tmp_path: Path) -> None:

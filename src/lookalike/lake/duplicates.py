@@ -57,6 +57,7 @@ class Found:
         exact: items of which another has the same bytes.
         near: other items in clusters.
         largest: items of the largest cluster.
+        unhashed: images without a perceptual hash.
         version: of the table.
     """
 
@@ -64,6 +65,7 @@ class Found:
     exact: int
     near: int
     largest: int
+    unhashed: int
     version: int
 
 
@@ -95,7 +97,13 @@ def write(tables: Tables, items_version: int, max_distance: int | None) -> Found
         *(F.coalesce(c, F.lit(0)) for c in (F.sum("exact"), F.sum("items"), F.max("items"))),
     ).first()
     clusters, exact, both, largest = row  # type: ignore[misc]
-    return Found(clusters, exact, both - exact, largest, version)
+    unhashed = (
+        tables.read("contents")
+        .where("phash IS NULL AND media LIKE 'image/%'")
+        .join(items.select("sha256").distinct(), "sha256", "left_semi")
+        .count()
+    )
+    return Found(clusters, exact, both - exact, largest, unhashed, version)
 
 
 def near(points: DataFrame, distance: int) -> DataFrame:

@@ -39,9 +39,7 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
         items_version: version of the items table.
     """
     wanted = tables.read("items", items_version).select("sha256").distinct()
-    # At its version: Spark would make what is kept of a newer one anew after the write below.
-    embeddings = tables.read("embeddings", tables.version("embeddings"))
-    known = embeddings.where(F.col("encoder") == fingerprint).select("sha256")
+    known = tables.pinned("embeddings").where(F.col("encoder") == fingerprint).select("sha256")
     missing = wanted.join(known, "sha256", "left_anti")
     seen, new = wanted.count(), missing.count()
     if new == 0:

@@ -30,7 +30,9 @@ _SEEN = (
     "sha256 string, media string, width int, height int, phash string, reason string, detail string"
 )
 _SETTINGS = MANY_SMALL_FILES | {ARROW_ROWS: "64"}
-_AGAIN = "reason LIKE 'http!_%' ESCAPE '!' OR reason IN ('timeout', 'unreachable', 'unreadable')"
+_FOR_GOOD = ("empty", "not_an_image", "damaged", "too_large")
+"""Reasons that lie in the content. What else was rejected may be used under another recipe, or
+answer tomorrow, and is looked at again by each load."""
 _NAMED = 10
 _SIGNATURES = (
     ("FFD8FF", "image/jpeg"),
@@ -53,6 +55,7 @@ class Loaded:
         rejected: of them, those in the rejects.
         read: contents that were read.
         changed: items that are new, or other than they were.
+        taken: items that were another source's before.
         pruned: items that the source has no more, and that are deleted.
     """
 
@@ -61,7 +64,8 @@ class Loaded:
     rejected: int
     read: int
     changed: int
-    pruned: int
+    taken: int = 0
+    pruned: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,22 +108,42 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
             kept.callback(rows.unpersist)
             return rows.persist(StorageLevel.MEMORY_AND_DISK)
 
-        listing = _one_each(keep(_listed(source, rules)), source, rules)
-        changes = keep(_changes(tables, listing))
-        found = {row["change"]: row["count"] for row in changes.groupBy("change").count().collect()}
-        seen = sum(found.values())
-        if seen == 0:
+        listing = keep(_listed(source, rules))
+        if source.repeats:
+            listing = _one_each(listing, source, rules)
+        changes = keep(_changes(tables, listing, source))
+        found = _found(changes)
+        if found.seen == 0:
             raise _nothing(source)
         wanted = changes.where("change = 'read'")
         contents = outcome = None
-        if found.get("read"):
+        if found.read:
             contents = keep(_examined(source.read(wanted), source.media, rules))
             outcome = keep(_outcome(wanted, contents))
         loaded = _Load(tables, changes, contents, outcome)
-        bad = loaded.rejects.count() + found.get("known", 0)
-        if bad > rules.max_reject_share * seen:
-            raise _too_many(loaded.rejects, bad, seen, rules)
-        return loaded.commit(source, listing, seen, found, prune)
+        good, bad, mended = loaded.counts()
+        if bad + found.known > rules.max_reject_share * found.seen:
+            raise _too_many(loaded.rejects, bad + found.known, found.seen, rules)
+        changed = good + found.relabelled
+        loaded.commit(bool(changed), bool(bad), bool(mended + found.mended))
+        pruned = _prune(tables, source, listing.select("item_id")) if prune else 0
+        used, rejected = found.same, found.known
+        if changed or bad:  # counted where they came to lie, not inferred
+            used, rejected = _counted(tables, listing)
+        return Loaded(found.seen, used, rejected, found.read, changed, found.taken, pruned)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the listing shows, in items."""
+
+    seen: int
+    same: int
+    relabelled: int
+    read: int
+    known: int
+    mended: int
+    taken: int
 
 
 @dataclass(frozen=True)
@@ -140,37 +164,54 @@ class _Load:
             rows = rows.unionByName(bad)
         return rows
 
-    @property
-    def items(self) -> DataFrame:
-        columns = ("item_id", *_ITEM, "was_rejected")
-        rows = self.changes.where("change = 'relabel'").select(*columns)
-        if self.outcome is not None:
-            rows = rows.unionByName(self.outcome.where("reason IS NULL").select(*columns))
-        return rows
+    def counts(self) -> tuple[int, int, int]:
+        """Items whose content was read and can be used; all new rejects; rejects of before that
+        can be used now."""
+        listed = self.changes.where("change = 'reject'").count()
+        if self.outcome is None:
+            return 0, listed, 0
+        row = self.outcome.agg(
+            F.count_if(F.col("reason").isNull()),
+            F.count("reason"),
+            F.count_if(F.col("reason").isNull() & F.col("was_rejected")),
+        ).first()
+        good, bad, mended = row  # type: ignore[misc]
+        return good, bad + listed, mended
 
-    def commit(
-        self, source: Source, listing: DataFrame, seen: int, found: dict[str, int], prune: bool
-    ) -> Loaded:
-        tables, ids = self.tables, listing.select("item_id")
-        changed = self.items.count()
+    def commit(self, changed: bool, bad: bool, mended: bool) -> None:
+        """Write what there is of each; items last."""
+        tables = self.tables
+        used = self.changes.where("change = 'relabel'")
+        fixed = self.changes.where("mended").select("item_id")
         if self.contents is not None and self.outcome is not None:
-            _add_contents(tables, self.contents, self.outcome.where("reason IS NULL"))
-        rejects = self.rejects.withColumn("seen_at", F.current_timestamp())
-        if new := rejects.count():
+            good = self.outcome.where("reason IS NULL")
+            _add_contents(tables, self.contents, good)
+            used = used.select("item_id", *_ITEM).unionByName(good.select("item_id", *_ITEM))
+            fixed = fixed.unionByName(good.where("was_rejected").select("item_id"))
+        if bad:
+            rejects = self.rejects.withColumn("seen_at", F.current_timestamp())
             compared = ("source", "source_version", "reason", "detail")
             tables.upsert("rejects", rejects, "item_id", compared)
+        if mended:
+            tables.delete("rejects", fixed, "item_id")
         if changed:
-            items = self.items.drop("was_rejected").withColumn("updated_at", F.current_timestamp())
+            # A worker lost by now takes what it read along; read again, it may be something else.
+            kept = tables.read("contents").select("sha256")
+            items = used.select("item_id", *_ITEM).join(kept, "sha256", "left_semi")
+            items = items.withColumn("updated_at", F.current_timestamp())
             tables.upsert("items", items, "item_id", _ITEM)
-            mended = self.items.where("was_rejected").select("item_id")
-            if not mended.isEmpty():
-                tables.delete("rejects", mended, "item_id")
-        pruned = _prune(tables, source, ids) if prune else 0
-        if not (changed or new):
-            used, rejected = found.get("same", 0), found.get("known", 0)
-        else:  # counted where they came to lie, not inferred
-            used, rejected = _counted(tables, listing)
-        return Loaded(seen, used, rejected, found.get("read", 0), changed, pruned)
+
+
+def _found(changes: DataFrame) -> _Found:
+    def of(change: str) -> Column:
+        return F.count_if(F.col("change") == change)
+
+    row = changes.agg(
+        F.count("*"),
+        *map(of, ("same", "relabel", "read", "known")),
+        *(F.count_if(F.col(name)) for name in ("mended", "taken")),
+    ).first()
+    return _Found(*row)  # type: ignore[misc]
 
 
 def _listed(source: Source, rules: Rules) -> DataFrame:
@@ -213,27 +254,26 @@ def _one_each(listing: DataFrame, source: Source, rules: Rules) -> DataFrame:
     return listing.withColumn("number", number).where("number = 1").drop("number")
 
 
-def _changes(tables: Tables, listing: DataFrame) -> DataFrame:
+def _changes(tables: Tables, listing: DataFrame, source: Source) -> DataFrame:
     """The listing with `change`: what is to be done for an item.
 
     same: nothing; relabel: its row is other, its content is not; read: its content is new, or may
     be; reject: the listing shows that it cannot be used; known: it has been rejected before.
+    `mended`: it need not be read to be a reject no more; `taken`: another source had it before.
     """
-    # At their versions: what is kept of newer ones is thrown away and made anew, contents and
-    # all, by each write to them.
-    items = tables.read("items", tables.version("items")).select(
+    items = tables.pinned("items").select(
         "item_id",
         F.col("sha256"),
         F.col("source").alias("old_source"),
         F.col("source_version").alias("old_version"),
         F.struct(*map(_comparable, _METADATA)).alias("old"),
     )
-    rejects = tables.read("rejects", tables.version("rejects")).select(
+    rejects = tables.pinned("rejects").select(
         "item_id",
         F.col("source").alias("bad_source"),
         F.col("source_version").alias("bad_version"),
         F.col("reason").alias("bad_reason"),
-        F.expr(_AGAIN).alias("again"),
+        F.col("reason").isin(*_FOR_GOOD).alias("for_good"),
     )
     old = F.col("old_source").eqNullSafe(F.col("source")) & F.col("old_version").eqNullSafe(
         F.col("source_version")
@@ -247,14 +287,18 @@ def _changes(tables: Tables, listing: DataFrame) -> DataFrame:
         .when(listed_bad, "reject")
         .when(old & F.col("old").eqNullSafe(F.struct(*map(_comparable, _METADATA))), "same")
         .when(old, "relabel")
-        .when(bad & ~F.col("again"), "known")
+        .when(bad & F.col("for_good"), "known")
         .otherwise("read")
     )
+    rejected = F.col("bad_reason").isNotNull()
+    # `embed` rejects what is in the tables, of the same version.
+    mended = rejected & ((change == "relabel") | ((change == "same") & ~bad))
+    taken = F.col("old_source").isNotNull() & ~F.col("old_source").isin(list(source.names))
     return (
         listing.join(items, "item_id", "left")
         .join(rejects, "item_id", "left")
-        .withColumns({"change": change, "was_rejected": F.col("bad_reason").isNotNull()})
-        .select(*listing.columns, "sha256", "was_rejected", "change")
+        .withColumns({"change": change, "was_rejected": rejected, "mended": mended, "taken": taken})
+        .select(*listing.columns, "sha256", "was_rejected", "mended", "taken", "change")
     )
 
 
@@ -328,7 +372,7 @@ def _outcome(wanted: DataFrame, contents: DataFrame) -> DataFrame:
 
 
 def _add_contents(tables: Tables, contents: DataFrame, used: DataFrame) -> None:
-    known = tables.read("contents", tables.version("contents")).select("sha256")
+    known = tables.pinned("contents").select("sha256")
     firsts = (
         used.groupBy("sha256")
         .agg(F.min("item_id").alias("item_id"))
@@ -337,14 +381,12 @@ def _add_contents(tables: Tables, contents: DataFrame, used: DataFrame) -> None:
         .persist(StorageLevel.MEMORY_AND_DISK)
     )
     try:
-        if (new := firsts.count()) == 0:
+        if firsts.isEmpty():
             return
-        rows = contents
-        if new < used.count():  # the bytes stay where they are: what is sent about is the ids
-            rows = contents.join(sent(firsts), "item_id", "left_semi")
+        # The bytes stay where they are: what is sent about is the ids.
+        rows = contents.join(sent(firsts), "item_id", "left_semi").where("reason IS NULL")
         columns = ("sha256", "media", "bytes", "width", "height", "phash")
-        rows = rows.where("reason IS NULL").select(*columns)
-        tables.insert_new("contents", rows, ("sha256",))
+        tables.insert_new("contents", rows.select(*columns), ("sha256",))
     finally:
         firsts.unpersist()
 
@@ -362,10 +404,16 @@ def _prune(tables: Tables, source: Source, ids: DataFrame) -> int:
 
 def _counted(tables: Tables, listing: DataFrame) -> tuple[int, int]:
     keys = ["item_id", "source", "source_version"]
-    used = listing.join(tables.read("items").select(*keys), keys, "left_semi").select("item_id")
-    rest = listing.select("item_id").join(used, "item_id", "left_anti")
-    rejected = rest.join(tables.read("rejects").select("item_id"), "item_id", "left_semi")
-    return used.count(), rejected.count()
+    items = tables.read("items").select(*keys, F.lit(True).alias("there"))
+    rejects = tables.read("rejects").select("item_id", F.lit(True).alias("rejected"))
+    used = F.col("there").isNotNull() & F.col("reason").isNull()
+    row = (
+        listing.join(items, keys, "left")
+        .join(rejects, "item_id", "left")
+        .agg(F.count_if(used), F.count_if(~used & F.col("rejected").isNotNull()))
+        .first()
+    )
+    return tuple(row)  # type: ignore[arg-type, return-value]
 
 
 def _nothing(source: Source) -> DataError:

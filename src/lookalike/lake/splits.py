@@ -47,10 +47,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Counts:
-    """Items by split; classes kept out of training that have items; leaks by `between`."""
+    """Items by split; classes kept out of training that have items; items of classes that are to
+    be kept out, but were in training or validation before that was said; leaks by `between`."""
 
     items: dict[str, int]
     unseen_classes: int
+    seen_before: int
     leaks: dict[str, int]
 
 
@@ -162,25 +164,31 @@ def leaks(tables: Tables, versions: dict[str, int]) -> DataFrame:
     )  # fmt: skip
 
 
-def count(tables: Tables, versions: dict[str, int]) -> Counts:
+def count(tables: Tables, versions: dict[str, int], rules: Rules) -> Counts:
     """Count the splits of the items of a version, and the leaks.
 
     Args:
         tables: the warehouse's.
         versions: of the tables 'items', 'duplicates' and 'splits'.
+        rules: that they were decided by.
     """
     items = tables.read("items", versions["items"]).select("item_id", "label")
     unseen = F.when(F.col("decided_by") == UNSEEN, F.col("label"))
     rows = (
         items.join(tables.read("splits", versions["splits"]), "item_id")
         .groupBy("split")
-        .agg(F.count("*").alias("items"), F.countDistinct(unseen).alias("unseen"))
+        .agg(
+            F.count("*").alias("items"),
+            F.countDistinct(unseen).alias("unseen"),
+            F.count_if(_unseen(rules) & (F.col("split") != TEST)).alias("before"),
+        )
         .collect()
     )
     found = leaks(tables, versions).groupBy("between").count().collect()
     return Counts(
         items=dict.fromkeys((TRAIN, VALIDATION, TEST), 0) | {r["split"]: r["items"] for r in rows},
         unseen_classes=sum(row["unseen"] for row in rows),
+        seen_before=sum(row["before"] for row in rows),
         leaks=dict.fromkeys((VALIDATION, TEST), 0) | {r["between"]: r["count"] for r in found},
     )
 

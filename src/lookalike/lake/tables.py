@@ -46,16 +46,19 @@ SCHEMAS: Final = {
 }
 _CHANGE_FEED = ("items",)
 _PARTITIONED = {"embeddings": ("encoder",)}
-_HISTORY = 100  # newest commits that are looked at
+_HISTORY = 1_000  # newest commits that are looked at
 _MAINTENANCE = (
-    "ADD COLUMNS",
     "OPTIMIZE",
     "SET TBLPROPERTIES",
     "VACUUM END",
     "VACUUM START",
 )
 _TRIES = 6
-_LOST_RACES = ("Concurrent", "MetadataChanged", "ProtocolChanged", "DELTA_CONCURRENT")
+_LOOKS = 3
+_LOST_RACE = re.compile(
+    r"\b(Concurrent(Append|DeleteRead|DeleteDelete|Transaction|Write|Modification)"
+    r"|MetadataChanged|ProtocolChanged)Exception|DELTA_CONCURRENT_|DELTA_METADATA_CHANGED"
+)
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,21 @@ class Tables:
                     remedy="Name a folder that can be written to",
                 ) from error
         for table, schema in SCHEMAS.items():
-            try:
-                if not self._exists(table):
-                    _retried(lambda t=table, s=schema: self._create(t, s))  # type: ignore[misc]
-                self._check(table, schema)
-            except (PySparkException, Py4JError) as error:
-                raise DataError(
-                    f"the table {self.name(table)} cannot be opened "
-                    f"({str(error).strip().splitlines()[0][:200]})",
-                    remedy="Restore its folder, or name another warehouse.tables",
-                ) from error
+            for attempt in range(_LOOKS):
+                try:
+                    if not self._exists(table):
+                        _retried(lambda t=table, s=schema: self._create(t, s))  # type: ignore[misc]
+                    self._check(table, schema)
+                    break
+                except (PySparkException, Py4JError) as error:
+                    if attempt < _LOOKS - 1:  # another job may just be making it
+                        time.sleep(1)
+                        continue
+                    raise DataError(
+                        f"the table {self.name(table)} cannot be opened "
+                        f"({str(error).strip().splitlines()[0][:200]})",
+                        remedy="Restore its folder, or name another warehouse.tables",
+                    ) from error
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """A table, now or as it was at a version.
@@ -117,7 +125,9 @@ class Tables:
         """
         query = f"SELECT * FROM {self.name(table)}"
         try:
-            return self.spark.sql(query if version is None else f"{query} VERSION AS OF {version}")
+            if version is None:
+                return self.spark.sql(query)
+            return self.spark.sql(f"{query} VERSION AS OF {self._same_rows(table, version)}")
         except AnalysisException as error:
             raise DataError(
                 f"the table {self.name(table)} cannot be read ({str(error).splitlines()[0]})",
@@ -129,10 +139,29 @@ class Tables:
 
         Maintenance, which a lakehouse may do by itself, makes versions that hold the same.
         """
+        commits = self._history(table)
+        changes = [version for version, what in commits if what not in _MAINTENANCE]
+        return max(changes or [version for version, _ in commits])
+
+    def pinned(self, table: str) -> DataFrame:
+        """A table as it is now. What is kept of it stays, whatever is written to it later: of a
+        table that is not pinned, Spark throws away what is kept, and makes it anew."""
+        newest = self._history(table)[0][0]
+        return self.spark.sql(f"SELECT * FROM {self.name(table)} VERSION AS OF {newest}")
+
+    def _same_rows(self, table: str, version: int) -> int:
+        """The newest version that maintenance alone has made of one: the files of that one may
+        have been vacuumed since."""
+        found = version
+        for newer, what in reversed(self._history(table)):
+            if newer == found + 1 and what in _MAINTENANCE:
+                found = newer
+        return found
+
+    def _history(self, table: str) -> list[tuple[int, str]]:
+        """Versions and what made them, the newest first."""
         history = self.spark.sql(f"DESCRIBE HISTORY {self.name(table)} LIMIT {_HISTORY}")
-        commits = history.select("version", "operation").collect()
-        changes = [row["version"] for row in commits if row["operation"] not in _MAINTENANCE]
-        return int(max(changes or [row["version"] for row in commits]))
+        return [(int(row[0]), row[1]) for row in history.select("version", "operation").collect()]
 
     def insert_new(self, table: str, rows: DataFrame, keys: tuple[str, ...]) -> None:
         """Add the rows whose keys are not in the table."""
@@ -216,11 +245,14 @@ class Tables:
             )
         wanted = self._properties(table)
         if wanted.items() - found.items():
-            self.spark.sql(f"ALTER TABLE {self.name(table)} SET TBLPROPERTIES ({_listed(wanted)})")
+            self._alter(table, f"SET TBLPROPERTIES ({_listed(wanted)})")
         known = self.read(table).columns
         # Columns that came with a later version of lookalike; older rows have none of them.
         if missing := [f for f in schema.split(", ") if f.split()[0] not in known]:
-            self.spark.sql(f"ALTER TABLE {self.name(table)} ADD COLUMNS ({', '.join(missing)})")
+            self._alter(table, f"ADD COLUMNS ({', '.join(missing)})")
+
+    def _alter(self, table: str, change: str) -> None:
+        _retried(lambda: self.spark.sql(f"ALTER TABLE {self.name(table)} {change}"))
 
 
 def _listed(properties: dict[str, str]) -> str:
@@ -235,14 +267,16 @@ def _comparable(side: str, column: str) -> str:
 
 def _retried(write: Callable[[], object]) -> None:
     """Write; where another's commit came first, look at the table anew and write again."""
+    lost: Exception | None = None
     for attempt in range(_TRIES):
         try:
             write()
             return
         except Exception as error:  # Delta's Python errors and Spark's have no common ancestor
-            if not any(word in f"{type(error).__name__} {error}" for word in _LOST_RACES):
+            if not _LOST_RACE.search(f"{type(error).__name__} {error}"):
                 raise
+            lost = error
             time.sleep(random.uniform(0.5, 1) * 2**attempt)
     raise LookalikeError(
         f"{_TRIES} other commits came first, time and again", remedy="Run fewer jobs at a time"
-    )
+    ) from lost

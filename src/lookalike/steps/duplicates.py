@@ -14,7 +14,9 @@ STEP = "duplicates"
 class Deduplicated(Result):
     """Of `items`, `exact` + `near` are in `clusters`; `train` + `validation` + `test` are all.
 
-    `largest` is how many the largest cluster has. `leaks` clusters and groups lie on both sides of
+    `largest` is how many the largest cluster has, `unhashed` how many images were loaded without a
+    perceptual hash, and `seen_before` how many items of unseen classes an earlier run put into
+    training or validation, where they stay. `leaks` clusters and groups lie on both sides of
     the test split, `mixed` others in training and validation: because the source, or an earlier
     load, put them so. The versions are what later steps pin.
     """
@@ -25,10 +27,12 @@ class Deduplicated(Result):
     near: int
     largest: int
     phash: bool
+    unhashed: int
     train: int
     validation: int
     test: int
     unseen_classes: int
+    seen_before: int
     leaks: int
     mixed: int
     items_version: int
@@ -38,7 +42,11 @@ class Deduplicated(Result):
     @property
     def words(self) -> str:
         only = "" if self.phash else ", for data.phash is off and only these were looked for"
+        if self.phash and self.unhashed:
+            only = f", not among {self.unhashed:,} loaded without data.phash"
         unseen = f" with {self.unseen_classes} unseen classes" if self.unseen_classes else ""
+        if self.seen_before:
+            unseen += f", but {self.seen_before:,} of their items were in training before"
         return (
             f"{self.exact + self.near:,} of {self.items:,} items in {self.clusters:,} clusters "
             f"({self.exact:,} exact, {self.near:,} near{only}; the largest of {self.largest:,}); "
@@ -74,7 +82,7 @@ def run(context: Context) -> Deduplicated:
     versions = {"items": items_version, "duplicates": found.version}
     splits.assign(tables, versions, rules)
     versions["splits"] = tables.version("splits")
-    counts = splits.count(tables, versions)
+    counts = splits.count(tables, versions, rules)
     result = Deduplicated(
         items=tables.read("items", items_version).count(),
         clusters=found.clusters,
@@ -82,10 +90,12 @@ def run(context: Context) -> Deduplicated:
         near=found.near,
         largest=found.largest,
         phash=config.data.phash,
+        unhashed=found.unhashed,
         train=counts.items[TRAIN],
         validation=counts.items[VALIDATION],
         test=counts.items[TEST],
         unseen_classes=counts.unseen_classes,
+        seen_before=counts.seen_before,
         leaks=counts.leaks[TEST],
         mixed=counts.leaks[VALIDATION],
         **{f"{table}_version": version for table, version in versions.items()},

@@ -22,9 +22,9 @@ STEP = "ingest"
 class Ingested(Result):
     """Of the `seen` items of the source, `used` are in the tables and `rejected` in `rejects`.
 
-    `read` contents were read, `changed` items are new or other than they were, `pruned` are gone,
-    and `passed_over` are files that are no items, by suffix. `items` is how many the catalogue
-    holds; the versions are what later steps pin.
+    `read` contents were read, `changed` items are new or other than they were, `taken` were another
+    source's before, `pruned` are gone, and `passed_over` are files that are no items, by suffix.
+    `items` is how many the catalogue holds; the versions are what later steps pin.
     """
 
     seen: int
@@ -32,6 +32,7 @@ class Ingested(Result):
     rejected: int
     read: int
     changed: int
+    taken: int
     pruned: int
     passed_over: dict[str, int]
     items: int
@@ -44,10 +45,11 @@ class Ingested(Result):
         if self.unchanged:
             return f"the source is as it was; {holds}"
         pruned = f"{self.pruned:,} pruned; " if self.pruned else ""
+        taken = f"{self.taken:,} were another source's before; " if self.taken else ""
         others = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
         return (
             f"{self.seen:,} in = {self.used:,} out + {self.rejected:,} rejected; "
-            f"{self.changed:,} new or changed, {self.read:,} read; {pruned}{holds}"
+            f"{self.changed:,} new or changed, {self.read:,} read; {taken}{pruned}{holds}"
             + (f"; passed over: {others}" if others else "")
         )
 
@@ -71,7 +73,7 @@ def run(context: Context, prune: bool = False) -> Ingested:
     config, tables, ledger = context.config, context.tables, context.ledger
     source = open_source(context.spark, config.data)
     last = ledger.last(STEP)
-    known = last.inputs["sources"] if last else {}
+    known = last.inputs.get("sources", {}) if last else {}
     told = _told(source, known)
     inputs = _versions(context) | {"sources": known | told}
     if last and not prune and _states(told) and last.inputs == inputs:
@@ -96,6 +98,7 @@ def run(context: Context, prune: bool = False) -> Ingested:
         rejected=loaded.rejected,
         read=loaded.read,
         changed=loaded.changed,
+        taken=loaded.taken,
         pruned=loaded.pruned,
         passed_over=source.passed_over(),
         items=tables.read("items").count(),
@@ -119,7 +122,9 @@ def preflight(config: Config) -> None:
         return
     place = data.root if isinstance(data, FolderData) else data.table
     local = artifacts.local_path(place)
-    if "/" in place and local is not None and not local.exists():
+    # Elsewhere a path without a scheme may be HDFS's or DBFS's.
+    here = place.startswith("file:") or (config.spark.master or "").startswith("local")
+    if here and "/" in place and local is not None and not local.exists():
         raise DataError(f"there is no {place}", remedy="Check the paths under `data` in the recipe")
 
 

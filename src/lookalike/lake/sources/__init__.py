@@ -51,6 +51,11 @@ class Source(Protocol):
         """Media type of all contents; None where each is an image file that says it itself."""
         ...
 
+    @property
+    def repeats(self) -> bool:
+        """Whether an item_id may come twice in its listing."""
+        ...
+
     def types(self) -> dict[str, str]:
         """Types of its columns, in Spark's words; empty where it has none."""
         ...
@@ -64,7 +69,7 @@ class Source(Protocol):
         ...
 
     def listing(self) -> DataFrame:
-        """All items, of schema `LISTED`. An item_id may come twice.
+        """All items, of schema `LISTED`.
 
         Raises:
             DataError: there is no such source, or it cannot be read.

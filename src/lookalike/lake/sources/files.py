@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -45,10 +46,7 @@ class Files:
     @property
     def location(self) -> str:
         """The root, whatever the working folder."""
-        relative = not self.root.startswith("/") and artifacts.local_path(self.root) is not None
-        local = artifacts.local_path(self.root)
-        found = str(local) if relative else self.root
-        return found.rstrip("/") or "/"
+        return located(self.root)
 
     def listing(self) -> DataFrame:
         """path, relative (the path below the root), version (time and size), size; all unread.
@@ -67,8 +65,11 @@ class Files:
         """The column `path` below the root."""
         # Spark writes a root in its own way ('file:/a' for '/a'), but ends it as we do.
         root = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/*", "/", self.location)
-        start = F.instr("path", f"{root}/")
-        return F.col("path").substr(start + len(root) + 1, F.length("path"))
+        inner = root.rstrip("/") + "/"
+        start = F.instr("path", inner)
+        said = F.concat(F.lit(f"{self.location} is written otherwise in "), "path")
+        rest = F.col("path").substr(start + len(inner), F.length("path"))
+        return F.when(start > 0, rest).otherwise(F.raise_error(said).cast("string"))
 
     def read(self, wanted: DataFrame) -> DataFrame:
         """path, content of the files whose `path` is in `wanted`.
@@ -77,7 +78,8 @@ class Files:
         """
         some = [row["path"] for row in wanted.select("path").limit(_FEW + 1).collect()]
         if len(some) <= _FEW:
-            return self._reader(some).select("path", "content")
+            with suppress(DataError):  # one of them is gone: those that are left, by the long way
+                return self._reader(some).select("path", "content")
         oldest = self._listed.join(wanted, "path", "left_semi").agg(F.min("modificationTime"))
         # Spark's reader opens no file that this filter leaves out.
         newer = self._reader(self.location).where(F.col("modificationTime") >= oldest.first()[0])  # type: ignore[index]
@@ -94,6 +96,7 @@ class Files:
             of files of other suffixes, by suffix.
         """
         local = artifacts.local_path(self.location)
+        suffixes = tuple(suffix.lower() for suffix in self.suffixes)
         lost: dict[str, str] = {}
         others: Counter[str] = Counter()
         for folder, inner, names in os.walk(local) if local is not None else ():
@@ -103,7 +106,7 @@ class Files:
                 if name.startswith("."):
                     continue
                 path = below / name
-                if self.suffixes and not name.lower().endswith(self.suffixes):
+                if self.suffixes and not name.lower().endswith(suffixes):
                     others[path.suffix.lower() or "none"] += 1
                 elif any(part.startswith("_") and "=" not in part for part in path.parts):
                     lost[str(path)] = "hidden_name"
@@ -134,10 +137,19 @@ class Files:
             raise
 
 
+def located(path: str) -> str:
+    """A folder or file as Spark writes it: absolute, without '..' and doubled slashes."""
+    if (local := artifacts.local_path(path)) is not None:
+        scheme = "file:" if path.startswith("file:") else ""
+        return scheme + os.path.normpath(local)
+    scheme, _, rest = path.partition(":")
+    return f"{scheme}:{'//' if rest.startswith('//') else '/'}" + re.sub("/+", "/", rest).strip("/")
+
+
 def version() -> Column:
     """A file's version: the time it was written and its size."""
-    seconds = F.date_format("modificationTime", "yyyyMMdd'T'HHmmss.SSS")
-    return F.concat_ws("-", seconds, F.col("length").cast("string"))
+    written = F.unix_millis("modificationTime").cast("string")
+    return F.concat_ws("-", written, F.col("length").cast("string"))
 
 
 def unfit(size: int, limit: int) -> dict[str, str]:

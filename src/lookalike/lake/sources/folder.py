@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lookalike.config import FolderData
+from lookalike.errors import scrubbed
 from lookalike.lake.sources import LISTED, READ, arrow_schema
 from lookalike.lake.sources.files import Files, unfit
 
@@ -67,10 +68,11 @@ class FolderSource:
     data: FolderData
 
     media = None
+    repeats = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self._files.location,)
+        return (scrubbed(self._files.location),)
 
     def types(self) -> dict[str, str]:
         return {}

@@ -17,12 +17,14 @@ from pyspark.sql import functions as F
 from lookalike import images
 from lookalike.columns import TEST, TRAIN
 from lookalike.config import IdxData, IdxFiles
+from lookalike.errors import scrubbed
 from lookalike.lake import idx
 from lookalike.lake.sources import LISTED, READ, arrow_schema, sent
 from lookalike.lake.sources.files import missing
 from lookalike.lake.sources.table import files_state
 
 _CHUNK_IMAGES = 500
+_FEW = 5_000  # ids that go to the workers with the code
 _CHUNK: Final = (
     "given_split string, source string, start long, pixels binary, height int, width int, "
     "labels binary"
@@ -42,10 +44,11 @@ class IdxSource:
     data: IdxData
 
     media = None
+    repeats = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.data.train.images, self.data.test.images)
+        return (scrubbed(self.data.train.images), scrubbed(self.data.test.images))
 
     def types(self) -> dict[str, str]:
         return {}
@@ -62,8 +65,13 @@ class IdxSource:
         return self._chunks().mapInArrow(lambda batches: _listed(batches, names), LISTED)
 
     def read(self, wanted: DataFrame) -> DataFrame:
-        keys = sent(wanted.select("item_id"))
-        raw = self._chunks().mapInArrow(_raw, _RAW).join(keys, "item_id", "left_semi")
+        ids = wanted.select("item_id")
+        few = frozenset(row["item_id"] for row in ids.limit(_FEW + 1).collect())
+        if len(few) <= _FEW:
+            raw = self._chunks().mapInArrow(lambda batches: _raw(batches, few), _RAW)
+        else:
+            raw = self._chunks().mapInArrow(lambda batches: _raw(batches, None), _RAW)
+            raw = raw.join(sent(ids), "item_id", "left_semi")
         return raw.mapInArrow(_encoded, READ)
 
     def _chunks(self) -> DataFrame:
@@ -101,7 +109,7 @@ def _split_up(
                 stop = start + _CHUNK_IMAGES
                 chunk = {
                     "given_split": row["given_split"],
-                    "source": images_name,
+                    "source": scrubbed(images_name),
                     "start": start,
                     "pixels": pixels[start:stop].tobytes(),
                     "height": pixels.shape[1],
@@ -147,7 +155,7 @@ def _listed(
         yield pa.RecordBatch.from_pylist(rows, schema=arrow_schema(LISTED))
 
 
-def _raw(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _raw(batches: Iterable[pa.RecordBatch], few: frozenset[str] | None) -> Iterator[pa.RecordBatch]:
     for chunk, ids, pixels in _images(batches):
         rows = [
             {
@@ -157,6 +165,7 @@ def _raw(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                 "width": chunk["width"],
             }
             for item_id, image in zip(ids, pixels, strict=True)
+            if few is None or item_id in few
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=arrow_schema(_RAW))
 

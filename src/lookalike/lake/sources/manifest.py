@@ -12,10 +12,11 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lookalike.config import ManifestData
+from lookalike.errors import scrubbed
 from lookalike.lake.fetch import Limits, fetch
 from lookalike.lake.sources import READ, arrow_schema, sent
 from lookalike.lake.sources.files import Files
-from lookalike.lake.sources.table import Inline, Table, column, listed
+from lookalike.lake.sources.table import Inline, Table, listed
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class ManifestSource:
     data: ManifestData
 
     media = None
+    repeats = True
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self._table.name,)
+        return (scrubbed(self._table.name),)
 
     def types(self) -> dict[str, str]:
         return self._table.types()
@@ -46,7 +48,7 @@ class ManifestSource:
             return self._inline.listing()
         rows = self._table.rows().withColumns({"reason": _none(), "detail": _none()})
         if self.data.url is not None:
-            url = F.nullif(F.trim(column(self.data.url).cast("string")), F.lit(""))
+            url = F.nullif(F.trim(F.col("content").cast("string")), F.lit(""))
             version = F.coalesce("version", F.substring(F.sha2(url, 256), 1, 32))
             rows = rows.withColumns({"place": url, "source_version": version})
             return listed(rows, *self.names)
@@ -67,8 +69,8 @@ class ManifestSource:
 
     @cached_property
     def _table(self) -> Table:
-        named = (self.data.path, self.data.url, self.data.bytes)
-        return Table(self.spark, self.data, tuple(name for name in named if name is not None))
+        data = self.data
+        return Table(self.spark, data, data.path or data.url or data.bytes or "")
 
     @cached_property
     def _files(self) -> Files:
@@ -78,7 +80,7 @@ class ManifestSource:
         """With place and source_version of the files that the paths mean."""
         files = self._files
         root = F.lit(files.location + "/")
-        path = F.trim(column(self.data.path or "").cast("string"))
+        path = F.trim(F.col("content").cast("string"))
         # 'file:/a', 'file:///a' and '/a' are one; what is below the root is told apart below it.
         plain = F.regexp_replace(path, "^file:/*", "/")
         below = F.when(
@@ -106,25 +108,23 @@ class ManifestSource:
             {
                 "reason": reason,
                 "detail": detail,
-                "source_version": F.coalesce("file_version", F.when(~empty, path)),
+                "source_version": F.coalesce("version", "file_version", F.when(~empty, path)),
             }
         )
 
     @cached_property
     def _inline(self) -> Inline:
-        name = self.data.bytes or ""
-        rows = self._table.rows()
-        content = column(name)
-        if self._table.types()[name] == "binary":
+        rows, content = self._table.rows(), F.col("content")
+        if self._table.types()[self._table.column] == "binary":
             found = rows.withColumns({"bytes": content, "reason": _none(), "detail": _none()})
         else:
-            decoded = F.expr(f"try_to_binary(`{name.replace('`', '``')}`, 'base64')")
+            decoded = F.expr("try_to_binary(content, 'base64')")
             broken = content.isNotNull() & decoded.isNull()
             found = rows.withColumns(
                 {
                     "bytes": F.coalesce(decoded, F.encode(content, "utf-8")),
                     "reason": F.when(broken, "not_base64"),
-                    "detail": F.when(broken, f"the text in {name} is not base64"),
+                    "detail": F.when(broken, f"the text in {self._table.column} is not base64"),
                 }
             )
         return Inline(found, *self.names)
@@ -163,8 +163,11 @@ def _fetch(batches: Iterable[pa.RecordBatch], limits: Limits) -> Iterator[pa.Rec
                 yield row["place"]
 
     for found in fetch(places(), limits):  # in the order of the places
-        rows = [
-            {"item_id": i, "bytes": found.data, "reason": found.reason, "detail": found.detail}
-            for i in waiting.popleft()
-        ]
-        yield pa.RecordBatch.from_pylist(rows, schema=arrow_schema(READ))
+        for item_id in waiting.popleft():  # a batch each: a placeholder may have thousands of items
+            row = {
+                "item_id": item_id,
+                "bytes": found.data,
+                "reason": found.reason,
+                "detail": found.detail,
+            }
+            yield pa.RecordBatch.from_pylist([row], schema=arrow_schema(READ))

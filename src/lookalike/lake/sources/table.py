@@ -9,7 +9,7 @@ from typing import Any
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField
 
@@ -17,7 +17,7 @@ from lookalike import artifacts
 from lookalike.config import IdxData, TableData
 from lookalike.errors import ConfigError, DataError
 from lookalike.lake.sources import sent
-from lookalike.lake.sources.files import Files, missing
+from lookalike.lake.sources.files import Files, located, missing
 
 _BROKEN = "_lookalike_broken_row"
 _FORMATS = {
@@ -38,21 +38,19 @@ class Table:
     Attributes:
         spark: the session.
         data: where it is, and what its columns mean.
-        content: the columns that say or hold what an item is; they must be there.
+        column: the column that says or holds what an item is; it must be there.
     """
 
     spark: SparkSession
     data: TableData
-    content: tuple[str, ...]
+    column: str
 
     @property
     def name(self) -> str:
         """The table, whatever the working folder."""
         if self.format == "delta" and "/" not in self.data.table:
             return self.data.table
-        local = artifacts.local_path(self.data.table)
-        relative = local is not None and not self.data.table.startswith("/")
-        return str(local) if relative else self.data.table.rstrip("/")
+        return located(self.data.table)
 
     @cached_property
     def format(self) -> str:
@@ -77,8 +75,9 @@ class Table:
         return files_state(self.spark, [self.name], self.data)
 
     def rows(self) -> DataFrame:
-        """item_id, group_id, label, attributes, given_split, version, position, broken (whether
-        the row cannot be parsed), and the columns of `content` under their own names.
+        """item_id, group_id, label, attributes, given_split, version, position, row (a hash of one
+        without an id), broken (whether it cannot be parsed), and `content`: the column that says
+        or holds what an item is.
 
         Raises:
             ConfigError: a column that the recipe names is not there.
@@ -88,7 +87,7 @@ class Table:
         names = {role: getattr(data, role) for role in _OURS}
         self._check(names)
         roles = {role: name for role, name in names.items() if name in table.columns}
-        taken = {*roles.values(), *self.content, _BROKEN}
+        taken = {*roles.values(), self.column, _BROKEN}
         others = [
             f for f in table.schema if f.name not in taken and f.dataType.typeName() != "binary"
         ]
@@ -104,6 +103,8 @@ class Table:
             F.col("_metadata.file_block_start"),
             F.monotonically_increasing_id(),
         )
+        texts = [column(f.name) for f in table.schema if _is_text(f)]
+        whole = F.substring(F.md5(F.to_json(F.struct(*texts))), 1, 12)
         broken = column(_BROKEN).isNotNull() if _BROKEN in table.columns else F.lit(False)
         return table.select(
             role("item_id").alias("item_id"),
@@ -113,14 +114,17 @@ class Table:
             role("version").alias("version"),
             position.alias("position"),
             broken.alias("broken"),
-            *(column(name).alias(name) for name in self.content),
+            F.when(broken | (F.coalesce(F.trim(role("item_id")), F.lit("")) == ""), whole).alias(
+                "row"
+            ),
+            column(self.column).alias("content"),
         )
 
     def _check(self, names: dict[str, str | None]) -> None:
         known = self._read.columns
         needed = {"item_id", *(r for r in names if r in self.data.model_fields_set)}
         asked = {f"data.{role}": names[role] for role in names if role in needed}
-        for role, name in [*asked.items(), *(("its content", name) for name in self.content)]:
+        for role, name in [*asked.items(), ("its content", self.column)]:
             if name is not None and name not in known:
                 raise ConfigError(
                     f"{self.data.table} has no column {name!r} ({role})",
@@ -135,9 +139,12 @@ class Table:
                 case "csv":
                     return self._csv()
                 case "json":
-                    return self.spark.read.json(self.name, columnNameOfCorruptRecord=_BROKEN)
+                    found = self._reader(columnNameOfCorruptRecord=_BROKEN).json(self.name)
+                    if found.columns == [_BROKEN]:
+                        raise DataError(f"{self.data.table} has no line that is a JSON object")
+                    return found
                 case "parquet":
-                    return self.spark.read.parquet(self.name)
+                    return self._reader().parquet(self.name)
             if "/" in self.name:
                 return self.spark.read.format("delta").load(self.name)
             return self.spark.table(self.name)
@@ -160,10 +167,14 @@ class Table:
             "escape": '"',
             "columnNameOfCorruptRecord": _BROKEN,
         }
-        names = self.spark.read.options(**options).csv(self.name).columns
+        names = self._reader(**options).csv(self.name).columns
         # With a schema, rows of more or fewer values are told; without, they are cut in silence.
         schema = ", ".join(f"`{n.replace('`', '``')}` string" for n in [*names, _BROKEN])
-        return self.spark.read.options(**options).schema(schema).csv(self.name)
+        return self._reader(**options, enforceSchema=False).schema(schema).csv(self.name)
+
+    def _reader(self, **options: Any) -> DataFrameReader:
+        # A file may be named 'feed [1].csv': names are names, not patterns.
+        return self.spark.read.option("__globPaths__", "false").options(**options)
 
 
 def column(name: str) -> Column:
@@ -190,12 +201,14 @@ def listed(rows: DataFrame, source: str) -> DataFrame:
     )
     detail = (
         F.when(F.col("broken"), "the row has more or fewer values than the table has columns")
-        .when(nameless, F.concat_ws(" ", F.lit("a row has no item_id; its content:"), "place"))
+        .when(nameless, "the row has no item_id")
         .when(F.col("reason").isNotNull(), F.col("detail"))
         .when(F.col("source_version").isNull(), "the row has nothing in the column of its content")
     )
     # Rejects are told apart by id, so what has none gets a stand-in.
-    stand_in = F.concat(F.lit("row without id "), F.substring(F.md5("position"), 1, 12))
+    number = F.row_number().over(Window.partitionBy("row").orderBy("position"))
+    count = F.when(number > 1, F.concat(F.lit(", "), number.cast("string"))).otherwise("")
+    stand_in = F.concat(F.lit("row without id "), "row", count)
     return rows.select(
         F.when(nameless | F.col("broken"), stand_in).otherwise(F.col("item_id")).alias("item_id"),
         "group_id",
@@ -255,7 +268,7 @@ def files_state(spark: SparkSession, paths: list[str], data: TableData | IdxData
         # Without its content column, Spark's binaryFile lists files and opens none.
         listing = Files(spark, path).listing().select("relative", "path", "version")
         rows = listing.agg(
-            F.count("*").alias("n"), F.sum(F.xxhash64("path", "version")).alias("hash")
+            F.count("*").alias("n"), F.bit_xor(F.xxhash64("path", "version")).alias("hash")
         )
         found[path] = list(rows.first())  # type: ignore[arg-type]
         if found[path][0] == 0:

@@ -10,7 +10,8 @@ from pyspark.sql import functions as F
 
 from lookalike.columns import TEXT_MEDIA
 from lookalike.config import TextData
-from lookalike.lake.sources.table import Inline, Table, column
+from lookalike.errors import scrubbed
+from lookalike.lake.sources.table import Inline, Table
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class TextSource:
     data: TextData
 
     media = TEXT_MEDIA
+    repeats = True
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self._table.name,)
+        return (scrubbed(self._table.name),)
 
     def types(self) -> dict[str, str]:
         return self._table.types()
@@ -43,11 +45,11 @@ class TextSource:
 
     @cached_property
     def _table(self) -> Table:
-        return Table(self.spark, self.data, (self.data.text,))
+        return Table(self.spark, self.data, self.data.text)
 
     @cached_property
     def _inline(self) -> Inline:
-        text = column(self.data.text).cast("string")
+        text = F.col("content").cast("string")
         empty = F.trim(text) == ""
         rows = self._table.rows().withColumns(
             {

@@ -13,8 +13,8 @@ from pyspark.sql import functions as F
 
 from lookalike.columns import VECTOR_MEDIA
 from lookalike.config import VectorsData
-from lookalike.errors import DataError
-from lookalike.lake.sources.table import Inline, Table, column
+from lookalike.errors import DataError, scrubbed
+from lookalike.lake.sources.table import Inline, Table
 
 _TAKEN = "bytes binary, reason string, detail string"
 
@@ -27,10 +27,11 @@ class VectorsSource:
     data: VectorsData
 
     media = VECTOR_MEDIA
+    repeats = True
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self._table.name,)
+        return (scrubbed(self._table.name),)
 
     def types(self) -> dict[str, str]:
         return self._table.types()
@@ -49,11 +50,11 @@ class VectorsSource:
 
     @cached_property
     def _table(self) -> Table:
-        return Table(self.spark, self.data, (self.data.vector,))
+        return Table(self.spark, self.data, self.data.vector)
 
     @cached_property
     def _inline(self) -> Inline:
-        vector = column(self.data.vector)
+        given, vector = self._table.rows(), F.col("content")
         kind = self._table.types()[self.data.vector]
         if kind == "string":  # CSV has no lists
             vector = F.from_json(vector, "array<double>")
@@ -62,13 +63,9 @@ class VectorsSource:
                 f"the column {self.data.vector!r} of {self.data.table} holds {kind}",
                 allowed="lists of numbers, or their JSON as text",
             )
-        dim = self.data.dim
-        given = self._table.rows().withColumn("vector_", vector.cast("array<double>"))
-        names = [name for name in given.columns if name not in ("vector_", self.data.vector)]
-        rows = given.select(*names, "vector_")
-        schema = ", ".join(
-            f"{f.name} {f.dataType.simpleString()}" for f in rows.drop("vector_").schema
-        )
+        dim, others = self.data.dim, given.drop("content")
+        rows = given.select(*others.columns, vector.cast("array<double>").alias("content"))
+        schema = ", ".join(f"{f.name} {f.dataType.simpleString()}" for f in others.schema)
         return Inline(
             rows.mapInArrow(lambda batches: _taken(batches, dim), f"{schema}, {_TAKEN}"),
             *self.names,
