@@ -94,7 +94,7 @@ def test_a_little_too_large_is_refused_too() -> None:
 def test_perceptual_hash_survives_a_new_encoding() -> None:
     blobs = np.random.default_rng(0).integers(256, size=(8, 8), dtype=np.uint8)
     picture = Image.fromarray(blobs).resize((64, 64))
-    png = images.perceptual_hash(file_of(picture))
-    jpeg = images.perceptual_hash(file_of(picture, "JPEG", quality=85))
+    png = images.examine(file_of(picture), phash=True).phash
+    jpeg = images.examine(file_of(picture, "JPEG", quality=85), phash=True).phash
     assert len(png) == 16
     assert (int(png, 16) ^ int(jpeg, 16)).bit_count() <= 4
