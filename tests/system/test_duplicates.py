@@ -417,7 +417,7 @@ def test_the_step_killed_before_it_commits_is_finished_by_the_next(
     assert done.splits_version == left  # nothing left to decide, nothing written
     assert (done.items, done.clusters, done.near, done.exact) == (12, 6, 0, 12)
     assert done.train + done.validation + done.test == 12
-    assert "12 of 12 items in 6 clusters (12 exact, 0 near; the largest of 2)" in done.words
+    assert "12 of 12 items in 6 clusters (12 exact, 0 near, not among 6 loaded" in done.words
     assert "data.phash is off" in done.model_copy(update={"phash": False}).words
 
     again = step.run(context)
