@@ -10,7 +10,6 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import mlflow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -312,7 +311,6 @@ class Registry:
         self.tracking = context.tracking
         self.client = context.tracking.client
         self.experiment = context.tracking.experiment_id()
-        mlflow.set_tracking_uri(self.tracking.uri)  # SQLite's registry asks whichever is set
 
     def log(self) -> LoggedModel:
         run = self.tracking.start("model")
@@ -347,19 +345,20 @@ def test_releases_with_what_others_need_of_them(
         [f"warehouse.tables={tmp_path}/tables", f"warehouse.files={tmp_path}", "name=small"],
     )
     context = Context(recipe)
-    logs = Registry(context)
-    ours = [logs.log() for _ in range(3)]
-    theirs, other, never, foreign = (logs.log() for _ in range(4))
-    shutil.rmtree(foreign.artifact_location)  # a model of somebody else's, in the same experiment
-    for number, model in enumerate(ours, start=1):
-        report = f"{context.reports}/r{number}"
-        logs.register("small", model, encoder="f1", index=f"i{number}", report=report)
-    logs.register("small", theirs, encoder="f2", index="i4", report="/other/reports/r4")
-    logs.register("other", other, encoder="f3", index="i5", report=f"{context.reports}/r5")
-    logs.client.copy_model_version("models:/small/1", "copied")
-    logs.client.set_registered_model_alias("small", "champion", "3")
-    logs.client.set_registered_model_alias("other", "champion", "1")
-    logs.client.delete_model_version("small", "2")  # killed before its model went
+    with context.tracking.connected():  # SQLite's registry asks whichever is set
+        logs = Registry(context)
+        ours = [logs.log() for _ in range(3)]
+        theirs, other, never, foreign = (logs.log() for _ in range(4))
+        shutil.rmtree(foreign.artifact_location)  # somebody else's, in the same experiment
+        for number, model in enumerate(ours, start=1):
+            report = f"{context.reports}/r{number}"
+            logs.register("small", model, encoder="f1", index=f"i{number}", report=report)
+        logs.register("small", theirs, encoder="f2", index="i4", report="/other/reports/r4")
+        logs.register("other", other, encoder="f3", index="i5", report=f"{context.reports}/r5")
+        logs.client.copy_model_version("models:/small/1", "copied")
+        logs.client.set_registered_model_alias("small", "champion", "3")
+        logs.client.set_registered_model_alias("other", "champion", "1")
+        logs.client.delete_model_version("small", "2")  # killed before its model went
 
     where = artifacts.fingerprint(context.tracking.uri)
     commit = Commit("release", 1, {"registry": where}, {"name": "other", "number": 1})

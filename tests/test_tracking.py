@@ -1,5 +1,7 @@
+import os
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from lookalike.errors import ConfigError
@@ -42,6 +44,20 @@ def test_a_run_ends_as_what_happened(tmp_path: Path) -> None:
     assert [run.info.status for run in found.values()] == ["FINISHED", "FAILED", "KILLED"]
     assert found[good.run_id].data.params["a.b"] == "1"
     assert found[stopped.run_id].data.tags["mlflow.parentRunId"] == good.run_id
+
+
+def test_mlflow_logs_elsewhere_again_afterwards(tmp_path: Path) -> None:
+    first, second = (Tracking.of(str(tmp_path / name), name, None) for name in "ab")
+    with first.connected():
+        with second.connected(), mlflow.start_run() as inner:
+            pass
+        with mlflow.start_run() as outer:
+            pass
+    assert second.client.get_run(inner.info.run_id).info.experiment_id == second.experiment_id()
+    assert first.client.get_run(outer.info.run_id).info.experiment_id == first.experiment_id()
+    third = Tracking.of(str(tmp_path / "c"), "c", None)
+    assert third.uri == f"sqlite:///{tmp_path}/c/mlflow/mlflow.db"
+    assert not {"MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
 
 
 def test_flat() -> None:

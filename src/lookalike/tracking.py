@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 from mlflow.utils.time import get_current_time_millis
 
 from lookalike import artifacts
@@ -20,6 +22,7 @@ from lookalike.errors import ConfigError
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 _PARENT = "mlflow.parentRunId"
 _MAX_PARAM = 500
 
@@ -81,6 +84,27 @@ class Tracking:
             if found is None:
                 raise
             return str(found.experiment_id)
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """MLflow's own functions log here meanwhile, and afterwards where they did before.
+
+        They keep that in globals and in the environment, which `of` reads: two recipes in one
+        process must not come to share a server because one of them was the first.
+        """
+        uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        # There is no public way to ask which experiment is set, nor to unset it.
+        experiment, told = fluent._active_experiment_id, os.environ.get(_EXPERIMENT)
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            mlflow.set_experiment(experiment_id=self.experiment_id())
+            yield
+        finally:
+            fluent._active_experiment_id = experiment
+            os.environ.pop(_EXPERIMENT, None)
+            if told is not None:
+                os.environ[_EXPERIMENT] = told
+            mlflow.set_tracking_uri(uri)  # type: ignore[arg-type]
 
     @contextmanager
     def run(self, name: str, parent: str | None = None) -> Iterator[Run]:

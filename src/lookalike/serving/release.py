@@ -138,19 +138,19 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
     Returns:
         The registered version's number.
     """
-    _connect(run.tracking)
     # MLflow would take the lock file of whatever folder this runs in for the model's.
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    with artifacts.workbench() as workbench, mlflow.start_run(run_id=run.run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("model.py")),
-            artifacts={KIND: str(folder)},
-            code_paths=[str(_code(workbench))],
-            signature=_signature(),
-            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-        )
-    registered = mlflow.register_model(logged.model_uri, name, tags=tags)
+    with run.tracking.connected():
+        with artifacts.workbench() as workbench, mlflow.start_run(run_id=run.run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("model.py")),
+                artifacts={KIND: str(folder)},
+                code_paths=[str(_code(workbench))],
+                signature=_signature(),
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            )
+        registered = mlflow.register_model(logged.model_uri, name, tags=tags)
     return int(registered.version)
 
 
@@ -194,13 +194,8 @@ def load_champion(tracking: Tracking, name: str) -> Any:
         DataError: there is none.
     """
     number = need_champion(tracking, name).version
-    _connect(tracking)
-    return mlflow.pyfunc.load_model(f"models:/{name}/{number}")
-
-
-def _connect(tracking: Tracking) -> None:
-    mlflow.set_tracking_uri(tracking.uri)
-    mlflow.set_experiment(experiment_id=tracking.experiment_id())
+    with tracking.connected():
+        return mlflow.pyfunc.load_model(f"models:/{name}/{number}")
 
 
 def _code(folder: Path) -> Path:
