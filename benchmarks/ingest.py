@@ -155,13 +155,7 @@ def _load(tables: Tables, data: Data) -> None:
     state, marker = source.state(), Path(tables.location) / "state"
     if state is not None and marker.exists() and marker.read_text() == state:
         return
-    rules = ingest.Rules(
-        max_reject_share=0.05,
-        check=data.check,
-        phash=data.phash,
-        split_names=getattr(data, "split_names", None),
-    )
-    done = ingest.load(tables, source, rules)
+    done = ingest.load(tables, source, ingest.Rules.of(data))
     assert done.seen == done.used, done
     marker.write_text(state or "")
 

@@ -9,11 +9,11 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,8 @@ from lookalike.terminal import Terminal
 
 if TYPE_CHECKING:
     from lookalike.steps.clean import Cleaned, Plan
+
+R = TypeVar("R", bound=Result)
 
 app = typer.Typer(
     name="lookalike",
@@ -108,10 +110,16 @@ def _run_step(
     terminal: Terminal, context: Context, step: str, place: str, **options: Any
 ) -> Result:
     module = importlib.import_module(f"lookalike.steps.{step}")
+    result: Result = _shown(terminal, context, step, place, lambda: module.run(context, **options))
+    return result
+
+
+def _shown(terminal: Terminal, context: Context, name: str, place: str, work: Callable[[], R]) -> R:
+    """Do work while its progress is shown, then say its result in a line."""
     begin = time.monotonic()
-    with terminal.step(step, place) as context.progress:
-        result: Result = module.run(context, **options)
-    terminal.done(step, place, result.words, result.unchanged, begin)
+    with terminal.step(name, place) as context.progress:
+        result = work()
+    terminal.done(name, place, result.words, result.unchanged, begin)
     return result
 
 
@@ -217,11 +225,8 @@ def inspect(
     from lookalike.steps import inspect as step
 
     terminal: Terminal = called.obj
-    begin = time.monotonic()
     with _opened(terminal, step.STEP, conf, set_, debug) as context:
-        with terminal.step(step.STEP, ""):
-            result = step.run(context)
-        terminal.done(step.STEP, "", result.words, result.unchanged, begin)
+        result = _shown(terminal, context, step.STEP, "", lambda: step.run(context))
     if as_json:
         terminal.out.print_json(result.model_dump_json())
         return
@@ -270,11 +275,7 @@ def clean(
 def _cleaned(terminal: Terminal, context: Context, plan: Plan) -> Cleaned:
     from lookalike.steps import clean as step
 
-    begin = time.monotonic()
-    with terminal.step(step.STEP, "") as context.progress:
-        result = step.run(context, plan)
-    terminal.done(step.STEP, "", result.words, result.unchanged, begin)
-    return result
+    return _shown(terminal, context, step.STEP, "", lambda: step.run(context, plan))
 
 
 def _show_plan(terminal: Terminal, plan: Cleaned) -> None:

@@ -47,13 +47,7 @@ def data_of(**data: object) -> config.Data:
 
 
 def load(tables: Tables, data: config.Data, prune: bool = False) -> Loaded:
-    rules = ingest.Rules(
-        max_reject_share=data.max_reject_share,
-        repeated_ids=data.repeated_ids,
-        max_bytes=data.max_bytes,
-        split_names=getattr(data, "split_names", None),
-    )
-    return ingest.load(tables, open_source(tables.spark, data), rules, prune)
+    return ingest.load(tables, open_source(tables.spark, data), ingest.Rules.of(data), prune)
 
 
 def rows(tables: Tables, table: str) -> dict[str, dict]:

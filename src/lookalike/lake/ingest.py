@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
 from lookalike import images
-from lookalike.config import Split
+from lookalike.config import Data, Split
 from lookalike.errors import DataError, ImageError
 from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.sources import Source, sent
@@ -87,6 +87,18 @@ class Rules:
     phash: bool = True
     max_bytes: int = 64 * 2**20
     split_names: dict[str, Split] | None = None
+
+    @classmethod
+    def of(cls, data: Data) -> Rules:
+        """The rules that a recipe gives."""
+        return cls(
+            max_reject_share=data.max_reject_share,
+            repeated_ids=data.repeated_ids,
+            check=data.check,
+            phash=data.phash,
+            max_bytes=data.max_bytes,
+            split_names=getattr(data, "split_names", None),
+        )
 
 
 def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> Loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,28 +79,14 @@ def run(context: Context, prune: bool = False) -> Ingested:
     inputs = _versions(context) | {"sources": known | told}
     if last and not prune and _states(told) and last.inputs == inputs:
         return Ingested(**last.outputs | {"unchanged": True})
-    rules = ingest.Rules(
-        max_reject_share=config.data.max_reject_share,
-        repeated_ids=config.data.repeated_ids,
-        check=config.data.check,
-        phash=config.data.phash,
-        max_bytes=config.data.max_bytes,
-        split_names=getattr(config.data, "split_names", None),
-    )
-    loaded = ingest.load(tables, source, rules, prune)
+    loaded = ingest.load(tables, source, ingest.Rules.of(config.data), prune)
     _check(loaded)
     versions = _versions(context)
     inputs = versions | {"sources": known | told}
     if loaded.changed == 0 and loaded.pruned == 0 and (same := ledger.find(STEP, inputs)):
         return Ingested(**same.outputs | {"unchanged": True})
     result = Ingested(
-        seen=loaded.seen,
-        used=loaded.used,
-        rejected=loaded.rejected,
-        read=loaded.read,
-        changed=loaded.changed,
-        taken=loaded.taken,
-        pruned=loaded.pruned,
+        **asdict(loaded),
         passed_over=source.passed_over(),
         items=tables.read("items").count(),
         **versions,

@@ -8,55 +8,42 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lookalike.config import ManifestData
-from lookalike.errors import scrubbed
 from lookalike.lake.fetch import Limits, fetch
 from lookalike.lake.sources import READ, arrow_schema, sent
 from lookalike.lake.sources.files import Files
-from lookalike.lake.sources.table import Inline, Table, listed
+from lookalike.lake.sources.table import Inline, Table, TableSource, digest, listed
 
 
 @dataclass(frozen=True)
-class ManifestSource:
+class ManifestSource(TableSource):
     """Rows of a table; an image's bytes come from where its row says."""
 
-    spark: SparkSession
     data: ManifestData
 
     media = None
-    repeats = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (scrubbed(self._table.name),)
-
-    def types(self) -> dict[str, str]:
-        return self._table.types()
 
     def state(self) -> str | None:
         # Files change while their paths do not, and what is dead today may answer tomorrow.
-        return self._table.state() if self.data.bytes is not None else None
-
-    def passed_over(self) -> dict[str, int]:
-        return {}
+        return super().state() if self.data.bytes is not None else None
 
     def listing(self) -> DataFrame:
         if self.data.bytes is not None:
-            return self._inline.listing()
+            return super().listing()
         rows = self._table.rows().withColumns({"reason": _none(), "detail": _none()})
         if self.data.url is not None:
             url = F.nullif(F.trim(F.col("content").cast("string")), F.lit(""))
-            version = F.coalesce("version", F.substring(F.sha2(url, 256), 1, 32))
+            version = F.coalesce("version", digest(url))
             rows = rows.withColumns({"place": url, "source_version": version})
             return listed(rows, *self.names)
         return listed(self._with_files(rows), *self.names)
 
     def read(self, wanted: DataFrame) -> DataFrame:
         if self.data.bytes is not None:
-            return self._inline.read(wanted)
+            return super().read(wanted)
         wanted = wanted.select("item_id", "place")
         if self.data.url is not None:
             return self._fetched(wanted)

@@ -15,7 +15,7 @@ from pyspark.sql.types import StructField
 
 from lookalike import artifacts
 from lookalike.config import IdxData, TableData
-from lookalike.errors import ConfigError, DataError
+from lookalike.errors import ConfigError, DataError, scrubbed
 from lookalike.lake.sources import sent
 from lookalike.lake.sources.files import Files, located, missing
 
@@ -88,9 +88,8 @@ class Table:
         self._check(names)
         roles = {role: name for role, name in names.items() if name in table.columns}
         taken = {*roles.values(), self.column, _BROKEN}
-        others = [
-            f for f in table.schema if f.name not in taken and f.dataType.typeName() != "binary"
-        ]
+        texts = [f for f in table.schema if f.dataType.typeName() != "binary"]
+        others = [f for f in texts if f.name not in taken]
 
         def role(name: str) -> Column:
             found = column(roles[name]).cast("string") if name in roles else F.lit(None)
@@ -103,8 +102,8 @@ class Table:
             F.col("_metadata.file_block_start"),
             F.monotonically_increasing_id(),
         )
-        texts = [column(f.name) for f in table.schema if _is_text(f)]
-        whole = F.substring(F.md5(F.to_json(F.struct(*texts))), 1, 12)
+        whole = F.to_json(F.struct(*(column(f.name) for f in texts)))
+        whole = F.substring(F.md5(whole), 1, 12)
         broken = column(_BROKEN).isNotNull() if _BROKEN in table.columns else F.lit(False)
         return table.select(
             role("item_id").alias("item_id"),
@@ -182,6 +181,11 @@ def column(name: str) -> Column:
     return F.col(f"`{name.replace('`', '``')}`")
 
 
+def digest(content: Column | str) -> Column:
+    """What stands in for the version of content or address: the beginning of its sha256."""
+    return F.substring(F.sha2(content, 256), 1, 32)
+
+
 def listed(rows: DataFrame, source: str) -> DataFrame:
     """Rows as the listing of a source.
 
@@ -253,8 +257,44 @@ class Inline:
         )
 
     def _versioned(self) -> DataFrame:
-        content = F.substring(F.sha2("bytes", 256), 1, 32)
-        return self.rows.withColumn("source_version", F.coalesce("version", content))
+        return self.rows.withColumn("source_version", F.coalesce("version", digest("bytes")))
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """What sources have in common that are tables; see `Source`."""
+
+    spark: SparkSession
+    data: TableData
+
+    repeats = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (scrubbed(self._table.name),)
+
+    def types(self) -> dict[str, str]:
+        return self._table.types()
+
+    def state(self) -> str | None:
+        return self._table.state()
+
+    def passed_over(self) -> dict[str, int]:
+        return {}
+
+    def listing(self) -> DataFrame:
+        return self._inline.listing()
+
+    def read(self, wanted: DataFrame) -> DataFrame:
+        return self._inline.read(wanted)
+
+    @property
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+    @property
+    def _inline(self) -> Inline:
+        raise NotImplementedError
 
 
 def files_state(spark: SparkSession, paths: list[str], data: TableData | IdxData) -> str:
@@ -266,18 +306,15 @@ def files_state(spark: SparkSession, paths: list[str], data: TableData | IdxData
     found = {}
     for path in paths:
         # Without its content column, Spark's binaryFile lists files and opens none.
-        listing = Files(spark, path).listing().select("relative", "path", "version")
-        rows = listing.agg(
-            F.count("*").alias("n"), F.bit_xor(F.xxhash64("path", "version")).alias("hash")
+        rows = (
+            Files(spark, path)
+            .listing()
+            .agg(F.count("*").alias("n"), F.bit_xor(F.xxhash64("path", "version")).alias("hash"))
         )
         found[path] = list(rows.first())  # type: ignore[arg-type]
         if found[path][0] == 0:
             raise missing(path)
     return artifacts.fingerprint([found, data.model_dump(mode="json")])
-
-
-def _is_text(field: StructField) -> bool:
-    return field.dataType.typeName() != "binary"
 
 
 def _attributes(fields: list[StructField]) -> Column:

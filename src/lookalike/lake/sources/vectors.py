@@ -8,45 +8,23 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lookalike.columns import VECTOR_MEDIA
 from lookalike.config import VectorsData
-from lookalike.errors import DataError, scrubbed
-from lookalike.lake.sources.table import Inline, Table
+from lookalike.errors import DataError
+from lookalike.lake.sources.table import Inline, Table, TableSource
 
 _TAKEN = "bytes binary, reason string, detail string"
 
 
 @dataclass(frozen=True)
-class VectorsSource:
+class VectorsSource(TableSource):
     """Rows of a table; the content of an item is its vector, as little-endian float32."""
 
-    spark: SparkSession
     data: VectorsData
 
     media = VECTOR_MEDIA
-    repeats = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (scrubbed(self._table.name),)
-
-    def types(self) -> dict[str, str]:
-        return self._table.types()
-
-    def state(self) -> str | None:
-        return self._table.state()
-
-    def passed_over(self) -> dict[str, int]:
-        return {}
-
-    def listing(self) -> DataFrame:
-        return self._inline.listing()
-
-    def read(self, wanted: DataFrame) -> DataFrame:
-        return self._inline.read(wanted)
 
     @cached_property
     def _table(self) -> Table:
