@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -269,13 +270,67 @@ class Images(_Model):
         return Preprocessing(self.size, self.channels)
 
 
-class Loss(_Model):
-    """Multi-Similarity (Wang et al. 2019), as tensorflow-similarity computes it."""
+class Snapshots(_Model):
+    """How a snapshot keeps its images."""
 
+    format: Literal["raw", "encoded"] = Field(
+        "raw", description="raw: decoded pixels, read fastest; encoded: files as they came, smaller"
+    )
+
+
+class MultiSimilarity(_Model):
+    """Wang et al. 2019, as tensorflow-similarity computes it."""
+
+    name: Literal["multi_similarity"] = "multi_similarity"
     alpha: Annotated[float, Field(gt=0)] = 2.0
     beta: Annotated[float, Field(gt=0)] = 10.0
     epsilon: Annotated[float, Field(ge=0)] = 0.1
     lmda: Annotated[float, Field(ge=0, le=2)] = 0.5
+
+
+class Triplet(_Model):
+    """A positive nearer than a negative by a margin (Schroff et al. 2015; Hermans et al. 2017)."""
+
+    name: Literal["triplet"]
+    mining: Literal["hard", "semi_hard"] = "semi_hard"
+    margin: Annotated[float, Field(gt=0, le=2)] = 0.2
+
+
+class NormalisedSoftmax(_Model):
+    """A direction a class, told apart by cosine (Zhai and Wu 2019)."""
+
+    name: Literal["normalised_softmax"]
+    scale: Annotated[float, Field(gt=0)] = 16.0
+    smoothing: Share = 0.1
+
+
+class SupervisedContrastive(_Model):
+    """Each positive against all others of the batch (Khosla et al. 2020)."""
+
+    name: Literal["supervised_contrastive"]
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+
+
+def _named(loss: Any) -> Any:
+    # Multi-Similarity is what a loss without a name is.
+    return {"name": "multi_similarity", **loss} if isinstance(loss, dict) else loss
+
+
+Loss = Annotated[
+    Annotated[
+        MultiSimilarity | Triplet | NormalisedSoftmax | SupervisedContrastive,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(_named),
+]
+
+
+class Auxiliary(_Model):
+    """A normalised softmax beside the main loss."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(0.0, description="0: none")
+    scale: Annotated[float, Field(gt=0)] = 16.0
+    smoothing: Share = 0.1
 
 
 class Augment(_Model):
@@ -283,29 +338,72 @@ class Augment(_Model):
 
     flip: bool = False
     shift: Annotated[int, Field(ge=0, description="pixels, in both directions")] = 0
+    erase: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="how likely a rectangle of an image is painted over"
+    )
+    colour: Share = Field(0.0, description="how far brightness, contrast and saturation may go")
 
 
 class Train(_Model):
     """Training: what one rank does, and how many there are."""
 
     ranks: Positive = 1
-    threads: Positive = Field(1, description="CPU threads of a rank and of a trial")
-    network: Literal["compact_resnet", "simple_cnn"] = "compact_resnet"
+    threads: Positive | None = Field(
+        None, description="CPU threads of a rank and of a trial; else a fair share of the machine"
+    )
+    network: Annotated[
+        str, Field(pattern=r"^(compact_resnet|simple_cnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")
+    ] = Field("compact_resnet", description="or a function of yours: package.module:function")
+    init_from: str | None = Field(
+        None, description="folder or URI of an encoder whose weights training starts from"
+    )
     embedding_size: Annotated[int, Field(ge=2, le=4096)] = 128
     classes_per_batch: Annotated[int, Field(ge=2)] = 8
     images_per_class: Annotated[int, Field(ge=2)] = 8
+    group_by: str | None = Field(
+        None, description="attribute: a batch's classes come from one value of it where they can"
+    )
     epochs: Positive = 10
+    patience: Positive | None = Field(
+        None, description="epochs without a better validation MAP@R after which training ends"
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.003
+    rank_scaling: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="how the learning rate grows with the ranks"
+    )
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    loss: Loss = Loss()
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest norm of all gradients together"
+    )
+    ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
+    precision: Literal["auto", "float32", "mixed_float16"] = Field(
+        "auto", description="auto: mixed_float16 on a GPU, float32 elsewhere"
+    )
+    sync_batch_norm: bool = Field(False, description="normalise over the batch of all ranks")
+    deterministic: bool = Field(False, description="slower operations that repeat to the bit")
+    loss: Loss = MultiSimilarity()
+    auxiliary: Auxiliary = Auxiliary()
     augment: Augment = Augment()
-    buffer_mb: Positive = Field(256, description="images held by a rank to draw batches from")
     validation_items: Annotated[int, Field(ge=10)] = 2000
+    buffer_mb: Positive = Field(256, description="images held by a rank to draw batches from")
+    cache_mb: Positive = Field(4096, description="local disk a rank keeps a remote snapshot on")
+    checkpoint_steps: Positive = Field(500, description="steps between checkpoints")
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="how often a training goes on by itself when a rank has died"
+    )
+    silence: Positive = Field(
+        120, description="seconds without a word that a rank is given up after"
+    )
 
     @property
     def batch(self) -> BatchShape:
         return BatchShape(self.classes_per_batch, self.images_per_class)
+
+    def mathematics(self) -> dict[str, Any]:
+        """What decides the encoder: without how it is kept safe meanwhile."""
+        safety = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
+        return self.model_dump(mode="json", exclude=safety)
 
 
 class LogUniform(_Model):
@@ -330,8 +428,14 @@ _NOT_SEARCHED = (
     "epochs",
     "classes_per_batch",
     "images_per_class",
-    "buffer_mb",
+    "group_by",
+    "deterministic",
     "validation_items",
+    "buffer_mb",
+    "cache_mb",
+    "checkpoint_steps",
+    "restarts",
+    "silence",
 )
 Range = LogUniform | Uniform | Integers | Choice
 
@@ -408,6 +512,7 @@ class Config(_Model):
     data: Data
     duplicates: Duplicates = Duplicates()
     images: Images = Images()
+    snapshot: Snapshots = Snapshots()
     tune: Tune = Tune()
     train: Train = Train()
     index: IndexPlan = IndexPlan()
@@ -576,14 +681,29 @@ def _in_words(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{key!r} is missing"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag, members = _UNIONS[path[-1]]
         given = error["ctx"].get("tag")
         said = "is missing" if given is None else f"= {given!r}"
-        return f"{key}.source {said}. Allowed: {', '.join(_SOURCES)}"
+        return f"{key}.{tag} {said}. Allowed: {', '.join(members)}"
     message = error["msg"].removeprefix("Value error, ")
     if not key or path[0] in _MAY_HOLD_SECRETS:
         return f"{key}: {message}".removeprefix(": ")
     return f"{key} = {error['input']!r}: {message}"
 
+
+_UNIONS: dict[str, tuple[str, dict[str, type[_Model]]]] = {
+    "data": ("source", {**_SOURCES}),
+    "loss": (
+        "name",
+        {
+            "multi_similarity": MultiSimilarity,
+            "triplet": Triplet,
+            "normalised_softmax": NormalisedSoftmax,
+            "supervised_contrastive": SupervisedContrastive,
+        },
+    ),
+}
+"""Where one key says which others there are: that key, and what it may say."""
 
 _MAY_HOLD_SECRETS = ("spark", "mlflow")
 
@@ -592,8 +712,9 @@ def _place(model: Any, location: tuple[Any, ...]) -> tuple[list[str], list[str]]
     """Keys from the recipe's top to where an error is, and the keys that may stand there."""
     keys: list[str] = []
     for depth, part in enumerate(location):
-        if part in _SOURCES and location[:depth] == ("data",):
-            model = _SOURCES[part]  # pydantic names the member of the union, a recipe does not
+        if keys and keys[-1] in _UNIONS and part in _UNIONS[keys[-1]][1]:
+            # pydantic names the member of the union, a recipe does not
+            model = _UNIONS[keys[-1]][1][part]
             continue
         keys.append(str(part))
         if depth == len(location) - 1:
