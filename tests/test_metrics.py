@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookalike import metrics
+from lookalike.errors import DataError
+from lookalike.metrics import Calibration
 
 
 def naive(queries, query_labels, gallery, gallery_labels, self_rows=None):
@@ -112,3 +114,162 @@ def test_calibration_recovers_the_share_of_similar_pairs() -> None:
         share = np.average(same[band], weights=weight[band])
         assert share == pytest.approx(low + 0.1, abs=0.12)
     assert fitted.weight < 0
+
+
+def blobs(classes: int, items: int, seed: int, spread: float = 1.0):
+    """Vectors around a centre for each class, and their labels."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), items)
+    centres = random.normal(size=(classes, 8))
+    return centres[labels] + spread * random.normal(size=(len(labels), 8)), labels.astype(str)
+
+
+def test_every_pair_is_drawn_as_often_as_it_should_be() -> None:
+    labels = np.array(list("abacaab"))
+    # At these angles no two pairs are equally far apart, so that a distance names its pair.
+    angles = np.array([0, 1, 3, 7, 12, 20, 30]) / 15
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.arange(1, 8)[:, None]
+    expected: dict[tuple[bool, float], float] = {}
+    for same in (True, False):
+        seconds = [
+            [j for j in range(7) if j != i and (labels[i] == labels[j]) == same] for i in range(7)
+        ]
+        firsts = [i for i in range(7) if seconds[i]]
+        for i in firsts:
+            for j in seconds[i]:
+                key = (same, round(1 - np.cos(angles[i] - angles[j]), 5))
+                share = 1 / len(firsts) / len(seconds[i])
+                expected[key] = expected.get(key, 0) + share
+    assert len(expected) == 7 * 6 // 2
+
+    distance, same = metrics.pair_distances(vectors, labels, np.random.default_rng(0), 50_000)
+    assert same.sum() == (~same).sum() == 50_000
+    found: dict[tuple[bool, float], float] = {}
+    for key in zip(same.tolist(), distance.astype(float).round(5).tolist(), strict=True):
+        found[key] = found.get(key, 0) + 1 / 50_000
+    assert found == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("labels", [[], ["a"], ["a", "a"], ["a", "b", "c"]])
+def test_no_pairs_are_refused(labels: list[str]) -> None:
+    vectors, names = np.ones((len(labels), 2)), np.array(labels, dtype=str)
+    assert not metrics.has_pairs(names)
+    with pytest.raises(DataError, match="Allowed: at least two classes"):
+        metrics.calibrate(vectors, names, seed=0)
+    with pytest.raises(DataError, match=f"{len(labels)} items"):
+        metrics.reliability(Calibration(-1, 0), vectors, names, seed=0)
+    assert metrics.held_out_reliability(vectors, names, seed=0) is None
+
+
+@pytest.mark.parametrize("bins", [1, 7, 10])
+def test_reliability_is_what_loops_find(bins: int) -> None:
+    vectors, labels = blobs(5, 8, seed=4)
+    calibration = Calibration(-5.0, 3.0)
+    found = metrics.reliability(calibration, vectors, labels, seed=1, pairs=500, bins=bins)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    distance, same = metrics.pair_distances(units, labels, np.random.default_rng([1, 1]), 500)
+    members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for d, s in zip(distance, same, strict=True):
+        p = 1 / (1 + np.exp(5.0 * float(d) - 3.0))
+        members[min(int(p * bins), bins - 1)].append((p, s))
+    error = 0.0
+    for i, pairs in enumerate(members):
+        assert found.counts[i] == len(pairs)
+        if not pairs:
+            assert np.isnan(found.predicted[i])
+            assert np.isnan(found.observed[i])
+            continue
+        predicted, observed = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+        assert (found.predicted[i], found.observed[i]) == pytest.approx((predicted, observed))
+        error += len(pairs) / 1000 * abs(predicted - observed)
+    assert found.error == pytest.approx(error)
+
+
+def test_reliability_of_certain_and_empty_bins() -> None:
+    vectors, labels = np.eye(2)[[0, 0, 1, 1]], np.array(list("aabb"))
+    right = metrics.reliability(Calibration(-100, 50), vectors, labels, seed=0, pairs=50)
+    assert right.counts == (50, 0, 0, 0, 0, 0, 0, 0, 0, 50)
+    assert right.error == pytest.approx(0, abs=1e-12)
+    wrong = metrics.reliability(Calibration(100, -50), vectors, labels, seed=0, pairs=50)
+    assert wrong.error == pytest.approx(1)
+    unsure = metrics.reliability(Calibration(0, 0), vectors, labels, seed=0, pairs=50)
+    assert unsure.counts[5] == 100
+    assert unsure.error == pytest.approx(0)
+
+
+def test_reliability_draws_other_pairs_than_the_fit() -> None:
+    vectors, labels = blobs(4, 30, seed=5)
+    fit, _ = metrics.pair_distances(vectors, labels, np.random.default_rng(6), 100)
+    constant = Calibration(-1, 0)
+    found = metrics.reliability(constant, vectors, labels, seed=6, pairs=100, bins=1)
+    assert found.predicted[0] != pytest.approx(constant.similarity(fit).mean(), abs=1e-9)
+
+
+def test_probabilities_of_steep_calibrations_are_numbers() -> None:
+    with np.errstate(all="raise", under="ignore"):
+        found = Calibration(-4000.0, 2000.0).similarity([0, 0.5, 1])
+    assert found.tolist() == [1.0, 0.5, 0.0]
+
+
+def test_held_out_reliability_of_labels_that_mean_something_and_of_ones_that_do_not() -> None:
+    vectors, labels = blobs(20, 60, seed=7)
+    told = metrics.held_out_reliability(vectors, labels, seed=8)
+    assert told is not None
+    assert told.error < 0.06
+    assert sum(told.counts[4:6]) < 0.5 * sum(told.counts)
+    # Where nothing can be told, it says one half of every pair.
+    shuffled = np.random.default_rng(9).permutation(labels)
+    nothing = metrics.held_out_reliability(vectors, shuffled, seed=8)
+    assert nothing is not None
+    assert nothing.error < 0.06
+    assert sum(nothing.counts[4:6]) == sum(nothing.counts)
+
+
+def test_held_out_reliability_is_of_items_that_the_fit_has_not_seen() -> None:
+    labels = np.repeat(np.arange(40), 2)
+    half = metrics.halves(labels, seed=11)
+    random = np.random.default_rng(10)
+    # In the half that is fitted to, items of a class lie on one spot; in the other anywhere.
+    vectors = random.normal(size=(40, 3))[labels]
+    vectors[~half] = random.normal(size=(40, 3))
+    fitted = metrics.calibrate(vectors[half], labels[half], seed=11)
+    own = metrics.reliability(fitted, vectors[half], labels[half], seed=11)
+    held_out = metrics.held_out_reliability(vectors, labels, seed=11)
+    assert held_out is not None
+    assert own.error < 0.1
+    assert held_out.error > 0.3
+
+
+@pytest.mark.parametrize("labels", [list("aabb"), list("aaabb"), list("aaaab"), list("aabcd")])
+def test_halves_without_pairs_have_no_reliability(labels: list[str]) -> None:
+    vectors = np.random.default_rng(12).normal(size=(len(labels), 3))
+    assert metrics.has_pairs(np.array(labels))
+    assert metrics.held_out_reliability(vectors, np.array(labels), seed=0) is None
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_halves_share_every_class(sizes: list[int], seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    half = metrics.halves(labels, seed)
+    for name, size in enumerate(sizes):
+        own = int(half[labels == name].sum())
+        # Dealt in twos, a class of four has two in each half, one of two or three a pair in one.
+        assert abs(own - (size - own)) <= 2
+        assert max(own, size - own) >= min(2, size)
+        if size >= 4:
+            assert min(own, size - own) >= 2 or size == 5
+    if sum(size >= 4 for size in sizes) >= 2 and 5 not in sizes:
+        assert metrics.has_pairs(labels[half])
+        assert metrics.has_pairs(labels[~half])
+
+
+def test_halves_differ_by_seed() -> None:
+    labels = np.repeat(np.arange(4), 10)
+    one, same, other = (metrics.halves(labels, seed) for seed in (1, 1, 2))
+    assert one.tolist() == same.tolist()
+    assert one.tolist() != other.tolist()
+    assert one.sum() == 20

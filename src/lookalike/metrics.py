@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lookalike.errors import DataError
+
 PRECISIONS = (1, 10)
 NEIGHBOURS = 10
 """k of the kNN accuracy and of MAP@k."""
@@ -189,7 +191,8 @@ class Calibration:
     bias: float
 
     def similarity(self, distance: ArrayLike) -> np.ndarray:
-        return 1 / (1 + np.exp(-(self.weight * np.asarray(distance, np.float64) + self.bias)))
+        x = self.weight * np.asarray(distance, np.float64) + self.bias
+        return np.exp(-np.logaddexp(0, -x))  # sigmoid(x), of any x
 
 
 def calibrate(
@@ -204,31 +207,177 @@ def calibrate(
         labels: (n,) class names; at least two classes, one of them with two items.
         seed: of the draw of pairs.
         pairs: pairs drawn of each sort.
+
+    Raises:
+        DataError: no two items share a label, or all do.
     """
     from sklearn.linear_model import (
         LogisticRegression,
     )  # 1 s to import, needed once a training
 
-    rng = np.random.default_rng(seed)
-    units = unit(vectors)
-    left = rng.integers(len(units), size=pairs * 8)
-    # The partner of the same class: another row of the label's stretch in sorted order.
-    order = np.argsort(labels, kind="stable")
-    names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    of = np.searchsorted(names, labels[left])
-    partner = order[first[of] + rng.integers(2**62, size=len(left)) % counts[of]]
-    same = partner != left
-    other = rng.integers(len(units), size=len(left))
-    apart = labels[other] != labels[left]
-    one, two = (
-        (left[same][:pairs], partner[same][:pairs]),
-        (left[apart][:pairs], other[apart][:pairs]),
-    )
-
-    def distances(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return 1 - np.einsum("nd,nd->n", units[pair[0]], units[pair[1]])
-
-    x = np.concatenate([distances(one), distances(two)])[:, None]
-    y = np.concatenate([np.ones(len(one[0])), np.zeros(len(two[0]))])
-    fitted = LogisticRegression(C=1e6).fit(x, y)
+    distance, same = pair_distances(vectors, labels, np.random.default_rng(seed), pairs)
+    fitted = LogisticRegression(C=1e6).fit(distance[:, None], same)
     return Calibration(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
+
+
+def has_pairs(labels: np.ndarray) -> bool:
+    """Whether some two of the items share a label and some two do not."""
+    _, counts = np.unique(labels, return_counts=True)
+    return len(counts) > 1 and bool(counts.max() > 1)
+
+
+def pair_distances(
+    vectors: np.ndarray, labels: np.ndarray, random: np.random.Generator, pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine distances of random pairs, as many of one class as of two.
+
+    A pair's first item is any for which there is a second one, the second any of those. Few items
+    make the same pairs many times.
+
+    Args:
+        vectors: float (n, dim).
+        labels: (n,) class names; at least two classes, one of them with two items.
+        random: what draws.
+        pairs: pairs drawn of each sort.
+
+    Returns:
+        float32 (2 * pairs,) distances, and bool (2 * pairs,) whether the two share a label.
+
+    Raises:
+        DataError: no two items share a label, or all do.
+    """
+    if not has_pairs(labels):
+        raise DataError(
+            f"{len(labels):,} items of {len(np.unique(labels)):,} classes make no pairs of one "
+            "class and of two",
+            allowed="at least two classes, one of them with two items",
+        )
+    units = unit(vectors)
+    order = np.argsort(labels, kind="stable")
+    _, first, of, counts = np.unique(
+        labels[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    first, own = first[of], counts[of]  # by place in `order`, where a class is one stretch
+    # The others of the class are the own - 1 places after this one, round the stretch; those of
+    # other classes are the places after the stretch, round the whole.
+    one = random.choice(np.flatnonzero(own > 1), pairs)
+    partner = first[one] + (one - first[one] + random.integers(1, own[one])) % own[one]
+    two = random.integers(len(order), size=pairs)
+    stranger = first[two] + own[two] + random.integers(len(order) - own[two])
+    left = order[np.concatenate([one, two])]
+    right = order[np.concatenate([partner, stranger % len(order)])]
+    distance = 1 - np.einsum("nd,nd->n", units[left], units[right])
+    return distance, np.arange(2 * pairs) < pairs
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What a calibration said of pairs, and how many of them were similar, by bins.
+
+    The bins are equally wide and cover 0 to 1. Of an empty one the means are nan.
+
+    Attributes:
+        predicted: mean P(similar) of each bin's pairs.
+        observed: share of each bin's pairs that share a label.
+        counts: pairs in each bin.
+    """
+
+    predicted: tuple[float, ...]
+    observed: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, 0 to 1.
+
+        The mean over pairs of their bin's |observed - predicted| (Guo et al. 2017, "On Calibration
+        of Modern Neural Networks").
+        """
+        gaps = np.abs(np.subtract(self.observed, self.predicted))
+        return float(np.nansum(gaps * self.counts) / np.sum(self.counts))
+
+
+def reliability(
+    calibration: Calibration,
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    pairs: int = 20_000,
+    bins: int = 10,
+) -> Reliability:
+    """Compare what a calibration says with what is, on random pairs.
+
+    They are drawn as `calibrate` draws them, as many of one class as of two, but are other pairs
+    for the same seed.
+
+    Args:
+        calibration: what to judge.
+        vectors: float (n, dim); of items that it was not fitted to, if it is to say something of
+            new ones.
+        labels: (n,) class names; at least two classes, one of them with two items.
+        seed: of the draw of pairs.
+        pairs: pairs drawn of each sort.
+        bins: of P(similar).
+
+    Raises:
+        DataError: no two items share a label, or all do.
+    """
+    random = np.random.default_rng([seed, 1])  # not the pairs of `calibrate`
+    distance, same = pair_distances(vectors, labels, random, pairs)
+    probability = calibration.similarity(distance)
+    bin_of = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(bin_of, minlength=bins)
+
+    def means(values: np.ndarray) -> tuple[float, ...]:
+        sums = np.bincount(bin_of, weights=values, minlength=bins)
+        return tuple(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).tolist())
+
+    return Reliability(means(probability), means(same), tuple(counts.tolist()))
+
+
+def held_out_reliability(
+    vectors: np.ndarray, labels: np.ndarray, seed: int, pairs: int = 20_000, bins: int = 10
+) -> Reliability | None:
+    """Reliability on items that the calibration was not fitted to.
+
+    A calibration is fitted to one half of the items and judged on the other. It is not the one that
+    `calibrate` fits to all of them, but tells of that one what can be told: there are no other
+    items to judge it on.
+
+    Args:
+        vectors: float (n, dim).
+        labels: (n,) class names.
+        seed: of the halves and of the draws of pairs.
+        pairs: pairs drawn of each sort.
+        bins: of P(similar).
+
+    Returns:
+        None where a half has no two items that share a label, or none that do not.
+    """
+    half = halves(labels, seed)
+    if not (has_pairs(labels[half]) and has_pairs(labels[~half])):
+        return None
+    calibration = calibrate(vectors[half], labels[half], seed, pairs)
+    return reliability(calibration, vectors[~half], labels[~half], seed, pairs, bins)
+
+
+def halves(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Which items are one random half: bool (n,); classes are halved as nearly as pairs allow.
+
+    Items of a class are dealt two at a time, so that a small class has a pair in one half at least.
+    The first two go to the one half and the other in turn, from the largest class on.
+
+    Args:
+        labels: (n,) class names.
+        seed: of who goes with whom.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, first, of, counts = np.unique(
+        labels[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    turn = np.argsort(np.argsort(-counts, kind="stable"))
+    place = np.arange(len(labels)) - first[of]
+    half = np.empty(len(labels), dtype=bool)
+    half[order] = (turn[of] + place // 2) % 2 == 0
+    return half
