@@ -19,6 +19,8 @@ from lookalike.metrics import Calibration
 
 KIND = "encoder"
 GRAPH = "encoder.onnx"
+WEIGHTS = "weights.npz"
+"""What another training may start from: nothing that encodes reads it, and some lack it."""
 INPUT, OUTPUT = "pixels", "vector"
 
 
@@ -141,7 +143,11 @@ def fingerprint(graph: bytes | None, specification: Specification) -> str:
 
 
 def commit(
-    root: str, graph: bytes | None, specification: Specification, made_from: dict[str, Any]
+    root: str,
+    graph: bytes | None,
+    specification: Specification,
+    made_from: dict[str, Any],
+    weights: bytes | None = None,
 ) -> artifacts.Artifact:
     """Commit an encoder.
 
@@ -151,10 +157,13 @@ def commit(
             output `vector` float32 (n, dim), L2-normalised. None where the input is a vector.
         specification: what it takes and gives.
         made_from: snapshot, config and figures of its training; JSON values.
+        weights: .npz file of what the graph was made from, kept beside it for another training to
+            start from; no part of the fingerprint. None where there are none.
     """
     with artifacts.workbench() as folder:
-        if graph is not None:
-            (folder / GRAPH).write_bytes(graph)
+        for name, data in ((GRAPH, graph), (WEIGHTS, weights)):
+            if data is not None:
+                (folder / name).write_bytes(data)
         meta = {
             **asdict(specification),
             "input": specification.input,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import numpy as np
@@ -33,6 +34,22 @@ def to_onnx(network: tf.keras.Model, preprocessing: Preprocessing) -> bytes:
     model: bytes = graph.SerializeToString()
     _check(model, network, preprocessing)
     return model
+
+
+def weights(network: tf.keras.Model) -> bytes:
+    """All weights of a network as an .npz file, from which `networks.start_from` begins another.
+
+    Its names are position and name, '0007 dense/kernel:0': Keras's names alone may repeat.
+    """
+    named = {
+        f"{position:04d} {variable.name}": value
+        for position, (variable, value) in enumerate(
+            zip(network.weights, network.get_weights(), strict=True)
+        )
+    }
+    file = io.BytesIO()
+    np.savez(file, **named)
+    return file.getvalue()
 
 
 def _check(model: bytes, network: tf.keras.Model, preprocessing: Preprocessing) -> None:

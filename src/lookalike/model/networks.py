@@ -2,29 +2,165 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from lookalike import artifacts
+from lookalike.encoder import KIND, WEIGHTS
+from lookalike.errors import ConfigError
 from lookalike.images import Preprocessing
+from lookalike.model.ranks import Ranks
 
 keras = tf.keras
 layers = tf.keras.layers
 
+Body = Callable[[tf.Tensor, int], tf.Tensor]
+"""From images, float32 (n, size, size, channels) in [0, 1], and dim to features, (n, dim)."""
 
-def make(name: str, preprocessing: Preprocessing, dim: int) -> tf.keras.Model:
+
+def make(
+    name: str,
+    preprocessing: Preprocessing,
+    dim: int,
+    ranks: Ranks = Ranks(),  # noqa: B008  frozen
+    sync_batch_norm: bool = False,
+) -> tf.keras.Model:
     """A network by its name in the config.
 
+    Under the policy mixed_float16 its layers compute in float16; its weights, its last
+    normalisation and its output are float32 even so.
+
     Args:
-        name: 'compact_resnet' or 'simple_cnn'.
+        name: 'compact_resnet', 'simple_cnn', or 'package.module:function': a function of yours,
+            see `Body`, that is called once, with Keras's symbolic images.
         preprocessing: shape of its input, uint8 (n, size, size, channels).
         dim: length of its output, float32 (n, dim), L2 norm 1.
+        ranks: those that train together.
+        sync_batch_norm: batch normalisation takes mean and variance over the batches of all ranks,
+            in every layer that does it, also inside a function of yours.
+
+    Raises:
+        ConfigError: there is no such function, or it gives something else than features.
     """
     images = keras.Input(preprocessing.shape, dtype=tf.uint8, name="pixels")
-    scaled = layers.Rescaling(1 / 255.0)(tf.cast(images, tf.float32))
-    features = _BODIES[name](scaled, dim)
-    vectors = layers.Lambda(_unit, name="vector")(features)
-    return keras.Model(images, vectors, name=name)
+    # Halves have too few digits to tell all pixels' values apart after rescaling.
+    scaled = layers.Rescaling(1 / 255.0, dtype="float32")(tf.cast(images, tf.float32))
+    body = _BODIES.get(name) or _imported(name)
+    features = body(scaled, dim)
+    _check(features, name, dim)
+    vectors = layers.Lambda(_unit, name="vector", dtype="float32")(features)
+    # A model's name may hold no colon.
+    network = keras.Model(images, vectors, name=name.rpartition(":")[2])
+    if sync_batch_norm:
+        _synchronise(network, ranks)
+    return network
+
+
+def start_from(network: tf.keras.Model, uri: str) -> tuple[int, int]:
+    """Take an encoder's weights, position by position, where they have the same shape.
+
+    Those of another shape stay as they are, e.g. the last layer's for another embedding size.
+
+    Args:
+        network: changed in place.
+        uri: a committed encoder.
+
+    Returns:
+        How many weights were taken, and of how many.
+
+    Raises:
+        ArtifactError: no encoder, or a damaged one.
+        ConfigError: it keeps no weights, another number of them, or none that fits.
+    """
+    there = _kept(uri)
+    here = network.get_weights()
+    shapes = f"the network {network.name!r} has {len(here)} weights, the encoder {uri} {len(there)}"
+    remedy = "Name an encoder that this train.network made, or leave train.init_from out"
+    if len(there) != len(here):
+        raise ConfigError(f"train.init_from: {shapes}", remedy=remedy)
+    fits = [old.shape == new.shape for old, new in zip(there, here, strict=True)]
+    if not any(fits):
+        raise ConfigError(f"train.init_from: {shapes}, and none has the same shape", remedy=remedy)
+    network.set_weights(
+        [old if fit else new for old, new, fit in zip(there, here, fits, strict=True)]
+    )
+    return sum(fits), len(fits)
+
+
+def _kept(uri: str) -> list[np.ndarray]:
+    artifact = artifacts.open_artifact(uri, KIND)
+    if WEIGHTS not in [entry.path for entry in artifact.manifest.files]:
+        raise ConfigError(
+            f"train.init_from: the encoder {uri} keeps no weights to start from",
+            remedy="Train it again, so that it does, or leave train.init_from out",
+        )
+    artifacts.verify(artifact)
+    with artifacts.workbench() as folder:
+        data = (artifacts.fetch(artifact, folder) / WEIGHTS).read_bytes()
+    with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+        # Names begin with the position.
+        return [kept[name] for name in sorted(kept.files)]
+
+
+def _imported(name: str) -> Body:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise ConfigError(
+            f"train.network = {name!r} cannot be imported ({error})",
+            allowed=_ALLOWED,
+            remedy="Install its package where training runs, on Spark's workers too",
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"train.network = {name!r}: {function!r} in {module!r} is "
+            f"{'not there' if found is None else f'a {type(found).__name__}'}",
+            allowed=_ALLOWED,
+            remedy="Name a function",
+        )
+    body: Body = found
+    return body
+
+
+def _check(features: Any, name: str, dim: int) -> None:
+    if not keras.backend.is_keras_tensor(features):
+        raise ConfigError(
+            f"train.network = {name!r} gave a {type(features).__name__}",
+            allowed="what layers of tf.keras (Keras 2) give when called with the images",
+            remedy="Return the last layer's output, not a model",
+        )
+    if tuple(features.shape) != (None, dim):
+        raise ConfigError(
+            f"train.network = {name!r} gave features of shape {tuple(features.shape)}",
+            allowed=f"(None, {dim}): train.embedding_size numbers for each image",
+            remedy=f"End it with a Dense layer of dim = {dim} units",
+        )
+
+
+def _synchronise(network: tf.keras.Model, ranks: Ranks) -> None:
+    """Let every batch normalisation in a network take its moments over all ranks.
+
+    The layers stay those that they are, with their names and weights: a copy of a network would
+    lose functions that it was made of. All of them are found, also inside layers and models of
+    the user's own.
+    """
+    for layer in network.submodules:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.fused = False  # the fused operation takes no moments from outside
+            layer._moments = partial(_moments_of_all, layer._moments, ranks)
+
+
+def _moments_of_all(
+    own: Callable[..., tuple[tf.Tensor, tf.Tensor]], ranks: Ranks, *args: object, **kwargs: object
+) -> tuple[tf.Tensor, tf.Tensor]:
+    return ranks.moments(*own(*args, **kwargs))
 
 
 def _unit(x: tf.Tensor) -> tf.Tensor:
@@ -46,7 +182,7 @@ def _compact_resnet(x: tf.Tensor, dim: int) -> tf.Tensor:
     x = layers.ReLU()(layers.Add()([x, y]))
     x = layers.MaxPooling2D(2)(x)
     x = layers.Dense(dim, use_bias=False)(layers.Flatten()(x))
-    return layers.BatchNormalization(momentum=0.9)(x)
+    return layers.BatchNormalization(momentum=0.9, dtype="float32")(x)
 
 
 def _simple_cnn(x: tf.Tensor, dim: int) -> tf.Tensor:
@@ -66,7 +202,5 @@ def _convolved(
     return layers.ReLU()(x) if activate else x
 
 
-_BODIES: dict[str, Callable[[tf.Tensor, int], tf.Tensor]] = {
-    "compact_resnet": _compact_resnet,
-    "simple_cnn": _simple_cnn,
-}
+_BODIES: dict[str, Body] = {"compact_resnet": _compact_resnet, "simple_cnn": _simple_cnn}
+_ALLOWED = f"{', '.join(_BODIES)}, or 'package.module:function', called with images and dim"

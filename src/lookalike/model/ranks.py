@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of a training. Without Horovod there is one, and every method is the identity."""
+    """The ranks of a training. Without Horovod there is one, and every method is the identity.
+
+    Attributes:
+        rank, size: this one's number, and how many there are.
+        local_rank, local_size: the same among those on this machine.
+        devices: addresses of the GPUs that Spark gave this rank's task
+            (`spark.task.resource.gpu.amount`); empty where it gave none.
+        horovod: its TensorFlow module; None where there is one rank.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
+    devices: tuple[str, ...] = ()
     horovod: Any = None
 
     @classmethod
@@ -24,21 +36,48 @@ class Ranks:
         import horovod.tensorflow as hvd
 
         hvd.init()
-        return cls(hvd.rank(), hvd.size(), hvd.local_rank(), hvd)
+        return cls(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), _devices(), hvd)
 
     def gather(self, rows: tf.Tensor) -> tf.Tensor:
         """The rows of all ranks, this rank's own first: (n, ...) to (size * n, ...).
 
         The gradient is that of the concatenation: each rank's rows get the sum of what all ranks'
-        losses ask of them. Horovod's own gradient of allgather is the average over ranks.
+        losses ask of them.
 
         Own rows come first because a loss that compares a batch with itself clears the pairs of
         an image with itself on the main diagonal.
         """
         if self.size == 1:
             return rows
-        gathered = _scaled_gradient(self.horovod.allgather(rows), float(self.size))
-        return tf.roll(gathered, -self.rank * tf.shape(rows)[0], axis=0)
+        return tf.roll(self._concatenated(rows), -self.rank * tf.shape(rows)[0], axis=0)
+
+    def gather_uneven(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all ranks in the order of ranks, each rank as many as it has.
+
+        Args:
+            rows: (n, ...), any n, the same type and inner shape on every rank.
+
+        Returns:
+            (sum of all n, ...), alike on every rank. Nothing is derived through it.
+        """
+        if self.size == 1:
+            return rows
+        gathered: np.ndarray = self.horovod.allgather(tf.constant(rows)).numpy()
+        return gathered
+
+    def moments(self, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance over all ranks' values from those over each rank's, equally many.
+
+        The variance is the mean of the ranks' variances plus the variance of their means, which
+        unlike E[x^2] - E[x]^2 loses no digits where the mean is large. One exchange for both, and
+        the same bits on every rank.
+        """
+        if self.size == 1:
+            return mean, variance
+        every = self._concatenated(tf.stack([mean, variance])[tf.newaxis])
+        mean = tf.reduce_mean(every[:, 0], axis=0)
+        spread = tf.math.squared_difference(every[:, 0], mean)
+        return mean, tf.reduce_mean(every[:, 1] + spread, axis=0)
 
     def averaged(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Gradients averaged over ranks: that of the mean of the ranks' losses."""
@@ -55,7 +94,18 @@ class Ranks:
         if self.size > 1:
             self.horovod.broadcast_variables(variables, root_rank=0)
 
+    def _concatenated(self, rows: tf.Tensor) -> tf.Tensor:
+        # Horovod's gradient of allgather is the average over ranks, that of a concatenation the
+        # sum.
+        return _scaled_gradient(self.horovod.allgather(rows), float(self.size))
+
 
 @tf.custom_gradient
 def _scaled_gradient(x: tf.Tensor, factor: float) -> tuple[tf.Tensor, Any]:
     return tf.identity(x), lambda upstream: (upstream * factor, None)
+
+
+def _devices() -> tuple[str, ...]:
+    # Imported already where Spark has started this process; elsewhere it would bring pyspark.
+    task = sys.modules.get("horovod.spark.task")
+    return () if task is None else tuple(task.get_available_devices())

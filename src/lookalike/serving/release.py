@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -109,12 +109,14 @@ def assemble(
         artifacts.verify(artifact)
         with artifacts.workbench() as fetched:
             source = artifacts.fetch(artifact, fetched)
-            for name in [
-                *(e.path for e in artifact.manifest.files),
-                artifacts.MANIFEST,
-            ]:
-                (folder / target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, folder / target / name)
+            # What another training would start from serves nobody.
+            files = [e for e in artifact.manifest.files if e.path != encoder.WEIGHTS]
+            for entry in files:
+                (folder / target / entry.path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / entry.path, folder / target / entry.path)
+            served = replace(artifact.manifest, files=tuple(files))
+            (folder / target).mkdir(parents=True, exist_ok=True)
+            (folder / target / artifacts.MANIFEST).write_text(served.to_json(), encoding="utf-8")
     meta = {
         "encoder": index.meta["encoder"],
         "index": version_name,
