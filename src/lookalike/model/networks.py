@@ -80,7 +80,9 @@ def start_from(network: tf.keras.Model, uri: str) -> tuple[int, int]:
     """
     there = _kept(uri)
     here = network.get_weights()
-    shapes = f"the network {network.name!r} has {len(here)} weights, the encoder {uri} {len(there)}"
+    shapes = (
+        f"the network {network.name!r} has {len(here)} weights, the encoder {uri} has {len(there)}"
+    )
     remedy = "Name an encoder that this train.network made, or leave train.init_from out"
     if len(there) != len(here):
         raise ConfigError(f"train.init_from: {shapes}", remedy=remedy)
@@ -130,7 +132,7 @@ def _imported(name: str) -> Body:
 
 
 def _check(features: Any, name: str, dim: int) -> None:
-    if not keras.backend.is_keras_tensor(features):
+    if not isinstance(features, type(keras.Input((1,)))):  # a symbolic tensor
         raise ConfigError(
             f"train.network = {name!r} gave a {type(features).__name__}",
             allowed="what layers of tf.keras (Keras 2) give when called with the images",
