@@ -166,6 +166,20 @@ def test_a_network_of_halves_goes_on_in_singles() -> None:
     assert export.to_onnx(exact, SMALL)  # which compares the graph's vectors
 
 
+def test_synchronised_normalisation_changes_nothing_in_use() -> None:
+    from lookalike.model import export, networks
+    from lookalike.model.ranks import Ranks
+
+    plain = made("compact_resnet")
+    images = images_of(SMALL)
+    plain(images, training=True)
+    synchronised = networks.make("compact_resnet", SMALL, 8, Ranks(), sync_batch_norm=True)
+    synchronised.set_weights(plain.get_weights())
+    apart = synchronised(images, training=False) - plain(images, training=False)
+    assert np.abs(apart).max() < 1e-6
+    assert export.to_onnx(synchronised, SMALL)  # which compares the graph's vectors
+
+
 def committed(root: Path, network: Any, weights: bool = True) -> str:
     from lookalike.model import export
 

@@ -201,3 +201,17 @@ def test_ranks_know_each_other(both: Both) -> None:
     size = len(together)
     # No GPUs from Spark, where Spark is not; and rank 0's value.
     assert [rank["facts"] for rank in together] == [(r, size, size, (), 0.0) for r in range(size)]
+
+
+def test_a_rank_in_spark_has_the_gpus_that_spark_gave_it() -> None:
+    from horovod.spark.task import task_info
+    from pyspark.resource import ResourceInformation
+
+    from lookalike.model import ranks
+
+    assert ranks._devices() == ()
+    task_info.set_resources({"gpu": ResourceInformation("gpu", ["2", "5"])})
+    try:
+        assert ranks._devices() == ("2", "5")
+    finally:
+        task_info.set_resources({})

@@ -132,3 +132,21 @@ def test_a_row_holds_what_was_given() -> None:
     assert row_of(vector=np.arange(3, dtype=np.float32)) == {"vector": [0.0, 1.0, 2.0]}
     assert row_of(image=b"hello") == {"image": "aGVsbG8="}
     assert row_of(item_id="x") == {"item_id": "x"}
+
+
+def test_a_release_leaves_behind_what_training_starts_from(tmp_path: Path) -> None:
+    recommender(tmp_path, None)
+    own = Release.open(tmp_path / "release")
+    given = Specification(None, "cosine", DIM, None)
+    kept = encoders.commit(str(tmp_path / "enc"), None, given, {}, b"weights")
+    assert [entry.path for entry in kept.manifest.files] == [encoders.WEIGHTS]
+    indexes, version = str(tmp_path / "index"), own.meta["index"]
+    lean = assemble(tmp_path / "lean", kept.uri, indexes, version, {})
+    assert [path.name for path in (lean / "encoder").iterdir()] == ["manifest.json"]
+    assert Release.open(lean).encoder.fingerprint == own.encoder.fingerprint
+    # An encoder without any is laid in to the last byte.
+    (plain,) = (p for p in (tmp_path / "enc").iterdir() if str(p) != kept.uri)
+    manifests = [
+        (folder / "manifest.json").read_bytes() for folder in (plain, tmp_path / "release/encoder")
+    ]
+    assert manifests[0] == manifests[1]
