@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike import artifacts, planning
-from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, PIXELS, TRAIN, VALIDATION
-from lookalike.images import Preprocessing
+from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
+from lookalike.images import Preprocessing, encode_png
 from lookalike.planning import BatchShape
 
 # As `lookalike.model` sets them; here before any test imports TensorFlow by another way.
@@ -27,37 +27,57 @@ MakeSnapshot = Callable[..., str]
 
 @pytest.fixture
 def make_snapshot(tmp_path: Path) -> MakeSnapshot:
-    """Write a snapshot of noise: images of class c are bright in row c. Returns its URI."""
+    """Write a snapshot of noise: images of class c are bright in row c. Returns its URI.
 
-    def make(sizes: list[int], batch: BatchShape, blocks: int, size: int = 16) -> str:
+    Its validation images are those of training, or none.
+    """
+
+    def make(
+        sizes: list[int],
+        batch: BatchShape,
+        blocks: int,
+        size: int = 16,
+        kind: str = "raw",
+        groups: list[str | None] | None = None,
+        validated: bool = True,
+    ) -> str:
         random = np.random.default_rng(0)
         uri = str(tmp_path / "snapshots" / artifacts.new_name())
         layout = planning.lay_out(np.array(sizes), blocks, batch.images)
-        packs: dict[int, list[dict[str, object]]] = {block: [] for block in range(blocks)}
-        for class_id, count in enumerate(sizes):
-            places = (layout.start[class_id] + np.arange(count) % layout.width[class_id]) % blocks
-            for block in range(blocks):
-                ids = [f"{class_id}/{i}" for i in np.flatnonzero(places == block)]
-                if ids:
-                    pixels = random.integers(100, size=(len(ids), size, size, 1), dtype=np.uint8)
-                    pixels[:, class_id % size] += 150
-                    packs[block].append(_pack(class_id, ids, pixels))
+        places = [layout.places(class_id) for class_id in range(len(sizes))]
         written = {TRAIN: [], VALIDATION: []}
-        everything = [pack for block in packs.values() for pack in block]
-        files = [*((TRAIN, b, rows) for b, rows in packs.items()), (VALIDATION, 0, everything)]
-        for split, block, held in files:
+        everything: list[dict[str, object]] = []
+
+        def write(split: str, block: int, packs: list[dict[str, object]]) -> None:
             path = Path(uri) / split / f"block-{block:05d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(held), path)
-            items = sum(int(row[COUNT]) for row in held)
+            pq.write_table(pa.Table.from_pylist(packs), path)
+            items = sum(int(row[COUNT]) for row in packs)
             written[split].append({"path": f"{split}/{path.name}", "items": items})
-        recipe = {"preprocessing": asdict(Preprocessing(size, 1)), "batch": asdict(batch)}
+
+        for block in range(blocks):
+            packs = []
+            for class_id, held in enumerate(places):
+                if ids := [f"{class_id}/{i}" for i in np.flatnonzero(held == block)]:
+                    pixels = random.integers(100, size=(len(ids), size, size, 1), dtype=np.uint8)
+                    pixels[:, class_id % size] += 150
+                    packs.append(_pack(class_id, ids, pixels, kind))
+            write(TRAIN, block, packs)
+            everything += packs if validated else []
+        if validated:
+            write(VALIDATION, 0, everything)
+        recipe = {
+            "preprocessing": asdict(Preprocessing(size, 1)),
+            "batch": asdict(batch),
+            "format": kind,
+        }
         meta = {
             "recipe": recipe,
             "classes": [f"class {c}" for c in range(len(sizes))],
             "counts": sizes,
-            "items": {TRAIN: sum(sizes), VALIDATION: sum(sizes)},
+            "items": {TRAIN: sum(sizes), VALIDATION: sum(sizes) * validated},
             "blocks": written,
+            "groups": groups,
         }
         artifacts.seal(uri, "snapshot", meta, tuple(artifacts.describe(Path(uri))))
         return uri
@@ -65,10 +85,12 @@ def make_snapshot(tmp_path: Path) -> MakeSnapshot:
     return make
 
 
-def _pack(class_id: int, ids: list[str], pixels: np.ndarray) -> dict[str, object]:
+def _pack(class_id: int, ids: list[str], pixels: np.ndarray, kind: str) -> dict[str, object]:
+    files = [encode_png(image[:, :, 0]) for image in pixels] if kind == "encoded" else []
     return {
         CLASS_ID: np.int32(class_id),
         COUNT: np.int32(len(ids)),
-        ITEM_IDS: json.dumps(ids),
-        PIXELS: pixels.tobytes(),
+        ITEM_IDS: json.dumps(ids).encode(),
+        LENGTHS: np.array([len(file) for file in files], "<u4").tobytes(),
+        PIXELS: b"".join(files) if files else pixels.tobytes(),
     }

@@ -12,20 +12,72 @@ counts = st.lists(st.integers(1, 400), min_size=2, max_size=60).map(
 )
 
 
-@given(counts, st.integers(1, 48), st.integers(2, 16))
-def test_every_item_has_a_block_and_no_class_is_cut_below_k(
+@given(counts, st.integers(1, 200), st.integers(2, 16))
+def test_packs_hold_every_item_and_no_class_is_cut_below_k(
     sizes: np.ndarray, blocks: int, images: int
 ) -> None:
-    layout = planning.lay_out(sizes, blocks, images)
-    for start, width, size in zip(layout.start, layout.width, sizes, strict=True):
-        placed = (start + np.arange(size) % width) % blocks
-        held = np.bincount(placed, minlength=blocks)
-        assert held.sum() == size
+    held = planning.packs(sizes, blocks, images)
+    assert held.shape == (blocks, len(sizes))
+    assert (held.sum(axis=0) == sizes).all()
+    for size, column in zip(sizes, held.T, strict=True):
+        found = column[column > 0]
         if size < 2 * images:
-            assert (held > 0).sum() == 1
+            assert len(found) == 1
         else:
-            assert held[held > 0].min() >= images
-        assert held[held > 0].max() - held[held > 0].min() <= 1
+            assert found.min() >= images
+        if size >= images * blocks:
+            assert found.max() - found.min() <= 1
+        else:  # one remnant a class
+            assert (found % images > 0).sum() <= 1
+
+
+@given(counts, st.integers(1, 200), st.integers(2, 16))
+def test_packs_are_counts_of_places(sizes: np.ndarray, blocks: int, images: int) -> None:
+    layout = planning.lay_out(sizes, blocks, images)
+    places = [np.bincount(layout.places(c), minlength=blocks) for c in range(len(sizes))]
+    assert (planning.packs(sizes, blocks, images) == np.stack(places, axis=1)).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from([2, 20, 300, 10_000]),
+    st.floats(0, 2),
+    st.integers(1, 64),
+    st.integers(2, 8),
+    st.integers(0, 99),
+)
+def test_long_tails_are_planned_for_all_ranks_or_refused(
+    classes: int, tail: float, ranks: int, p: int, seed: int
+) -> None:
+    """Class sizes by Zipf's law, from even to steep."""
+    random = np.random.default_rng(seed)
+    sizes = np.maximum(1, (3000 * (1 + random.permutation(classes)) ** -tail).astype(np.int64))
+    if classes == 10_000:
+        sizes = np.maximum(1, sizes // 50)
+    batch = BatchShape(min(p, classes), 4)
+    layout = planning.lay_out(sizes, planning.block_count(int(sizes.sum()), 784, batch), 4)
+    order = planning.epoch_order(layout.blocks, seed, 0)
+    held = planning.packs(sizes, layout.blocks, 4)
+    assert held.sum() == sizes.sum()
+    distinct = [
+        (held[planning.shard(order, rank, ranks)].sum(axis=0) > 0).sum()
+        for rank in range(min(ranks, layout.blocks))
+    ]
+    if ranks > layout.blocks or min(distinct) < batch.classes:
+        with pytest.raises(ConfigError, match=r"train\.ranks"):
+            planning.check_shards(layout, order, ranks, batch)
+    else:
+        planning.check_shards(layout, order, ranks, batch)
+
+
+def test_a_rank_without_p_classes_is_named_before_training() -> None:
+    # 24 blocks of 4 images, the first 12 of one class, the others of another.
+    layout = planning.lay_out(np.array([48, 48]), 24, 4)
+    batch = BatchShape(2, 4)
+    planning.check_shards(layout, np.arange(24), 12, batch)  # a rank has blocks n and n + 12
+    neighbours = np.arange(24).reshape(12, 2).T.ravel()
+    with pytest.raises(ConfigError, match=r"rank 0 of 12 would have images of 1 classes only"):
+        planning.check_shards(layout, neighbours, 12, batch)
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 5), st.integers(0, 9))
@@ -52,17 +104,18 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 @given(st.integers(1, 10**7), st.integers(64, 10**6), st.integers(2, 32), st.integers(2, 32))
 def test_blocks_are_bounded_in_bytes(items: int, item_bytes: int, p: int, k: int) -> None:
     blocks = planning.block_count(items, item_bytes, BatchShape(p, k))
-    assert blocks >= 1
-    # Rounded down to a multiple of 12, a block may nearly double.
-    assert -(-items // blocks) * item_bytes <= 2 * planning.BLOCK_BYTES + item_bytes
+    # A block's share of the images is rounded up.
+    assert -(-items // blocks) * item_bytes <= planning.BLOCK_BYTES + item_bytes
+    assert blocks <= 12 or 192 % blocks == 0 or blocks % 192 == 0
+    assert blocks >= min(192, items // (p * k)) / 2
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8, 12, 16, 24, 48])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64])
 def test_the_usual_rank_counts_get_equally_many_blocks(ranks: int) -> None:
     blocks = planning.block_count(60_000, 28 * 28, BatchShape(10, 8))
-    assert blocks == 48
+    assert blocks == 192
     order = planning.epoch_order(blocks, 0, 0)
-    assert {len(planning.shard(order, rank, ranks)) for rank in range(ranks)} == {48 // ranks}
+    assert {len(planning.shard(order, rank, ranks)) for rank in range(ranks)} == {192 // ranks}
 
 
 def test_impossible_batches_are_refused_with_what_is_possible() -> None:
@@ -76,8 +129,13 @@ def test_impossible_batches_are_refused_with_what_is_possible() -> None:
 
 def test_blocks_are_even_where_every_class_lies_in_all() -> None:
     sizes = np.array([889, 880, 891, 879, 893, 905, 902, 879, 887, 909])
-    layout = planning.lay_out(sizes, 48, 8)
-    held = np.zeros(48, dtype=int)
-    for start, width, size in zip(layout.start, layout.width, sizes, strict=True):
-        held += np.bincount((start + np.arange(size) % width) % 48, minlength=48)
+    held = planning.packs(sizes, 48, 8).sum(axis=1)
     assert held.max() - held.min() <= 1
+
+
+def test_missing_groups_by_hand() -> None:
+    # Of 20, 9 and 2 images in one block: 5 groups of K = 4, 2, and 1 by repeating.
+    layout = planning.lay_out(np.array([20, 9, 2]), 1, 4)
+    batch = BatchShape(2, 4)
+    assert planning.missing_groups(layout, np.array([0]), 3, batch) == 0  # 3 + 2 + 1 of 6
+    assert planning.missing_groups(layout, np.array([0]), 4, batch) == 1  # 4 + 2 + 1 of 8

@@ -16,10 +16,12 @@ UNSEEN: Final = "unseen_class"
 ENCODER: Final = "encoder"
 VECTOR: Final = "vector"
 
-# The training snapshot: a row is a pack of images of one class.
+# The training snapshot: a row is a pack of images of one class, side by side in PIXELS: decoded, or
+# the files as they came, whose LENGTHS are uint32, little-endian.
 CLASS_ID: Final = "class_id"
 COUNT: Final = "count"
 PIXELS: Final = "pixels"
+LENGTHS: Final = "lengths"
 ITEM_IDS: Final = "item_ids"
 
 # Media types of contents that are no image files.

@@ -1,13 +1,17 @@
 """What ranks read, by real Petastorm readers."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from lookalike.errors import ConfigError, DataError
-from lookalike.model.batches import Batch, Shard, Snapshot, epoch_batches
+from lookalike.errors import ArtifactError, ConfigError, DataError
+from lookalike.model.batches import Batch, Shard, Snapshot, epoch_batches, repeats
 from lookalike.planning import BatchShape
 
 P, K = 4, 3
@@ -53,15 +57,114 @@ def test_a_batch_is_p_distinct_classes_of_k_images(uri: str, ranks: int) -> None
                 assert pixels[class_id % 16].min() >= 150  # its own pixels, not another's
 
 
-def test_an_item_comes_twice_only_in_small_classes_or_as_counted(uri: str) -> None:
+@pytest.mark.parametrize("buffer", [1, 10**6])
+def test_what_comes_again_is_counted(uri: str, buffer: int) -> None:
     for rank in range(2):
-        batches = epoch(uri, rank, 2)
-        seen: dict[str, int] = {}
-        for item_id in ids(batches):
-            seen[item_id] = seen.get(item_id, 0) + 1
-        large = {i: n for i, n in seen.items() if SIZES[int(i.split("/")[0])] >= K}
-        extra = sum(n - 1 for n in large.values())
-        assert extra <= sum(batch.repeated for batch in batches)
+        batches = epoch(uri, rank, 2, buffer=buffer)
+        counted = sum(batch.repeated for batch in batches)
+        assert counted == len(ids(batches)) - len(set(ids(batches)))
+        shard = Shard(rank, 2, BATCH, 5, buffer)
+        assert repeats(Snapshot.open(uri), shard, 0) == counted
+
+
+@pytest.mark.parametrize("kind", ["raw", "encoded"])
+@pytest.mark.parametrize("buffer", [1, 10**6])
+def test_what_is_left_out_at_the_beginning_changes_nothing_after_it(
+    make_snapshot, kind: str, buffer: int
+) -> None:
+    snapshot = Snapshot.open(make_snapshot(SIZES, BATCH, blocks=12, kind=kind))
+    shard = Shard(0, 1, BATCH, 5, buffer, with_ids=True)
+    whole = list(epoch_batches(snapshot, shard, 0))
+    for start in (1, 7, len(whole) - 1, len(whole)):
+        rest = list(epoch_batches(snapshot, shard, 0, start))
+        assert len(rest) == len(whole) - start
+        for found, expected in zip(rest, whole[start:], strict=True):
+            assert found.item_ids == expected.item_ids
+            assert found.repeated == expected.repeated
+            assert (found.pixels == expected.pixels).all()
+            assert (found.classes == expected.classes).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_files_are_decoded_to_what_raw_packs_hold(make_snapshot, threads: int) -> None:
+    raw = Snapshot.open(make_snapshot(SIZES, BATCH, blocks=12))
+    encoded = Snapshot.open(make_snapshot(SIZES, BATCH, blocks=12, kind="encoded"))
+    shard = Shard(1, 2, BATCH, 5, 60, with_ids=True, threads=threads)
+    for one, other in zip(
+        epoch_batches(raw, shard, 3), epoch_batches(encoded, shard, 3), strict=True
+    ):
+        assert one.item_ids == other.item_ids
+        assert (one.pixels == other.pixels).all()
+    for one, other in zip(raw.validation(), encoded.validation(), strict=True):
+        assert (one == other).all()
+    assert encoded.item_bytes != raw.item_bytes == 256
+
+
+def test_a_batch_comes_from_one_group(make_snapshot) -> None:
+    names = ["shoes", "shoes", "shirts", "shirts", "shoes", None, "shirts", "shoes", "shirts"]
+    uri = make_snapshot([30] * 9, BATCH, blocks=6, groups=names)
+    shard = Shard(0, 1, BATCH, 5, 10**6, grouped=True)
+    batches = list(epoch_batches(Snapshot.open(uri), shard, 0))
+    kinds = [{names[c] for c in batch.classes} for batch in batches]
+    assert sum(len(kind) == 1 for kind in kinds) > len(kinds) / 2
+    uri = make_snapshot([30] * 9, BATCH, blocks=6)
+    with pytest.raises(ConfigError, match=r"no groups of classes.*train\.group_by"):
+        next(epoch_batches(Snapshot.open(uri), shard, 0))
+
+
+def test_a_cache_serves_the_next_epoch_and_stays_bounded(make_snapshot, tmp_path: Path) -> None:
+    uri = make_snapshot([400] * 6, BATCH, blocks=40, size=64)  # 10 MB
+    snapshot = Snapshot.open(uri)
+    plain = Shard(0, 1, BATCH, 5, 10**6)
+    folder, limit = tmp_path / "cache", 64 * 2**20
+    cached = replace(plain, cache=folder, cache_bytes=limit)
+    before = [list(epoch_batches(snapshot, plain, number)) for number in range(2)]
+    for one, other in zip(epoch_batches(snapshot, cached, 0), before[0], strict=True):
+        assert (one.pixels == other.pixels).all()
+    for path in Path(uri).glob("train/*.parquet"):  # all but the footer is lost
+        data = bytearray(path.read_bytes())
+        footer = int.from_bytes(data[-8:-4], "little") + 8
+        data[4:-footer] = bytes(len(data) - footer - 4)
+        path.write_bytes(data)
+    for one, other in zip(epoch_batches(snapshot, cached, 1), before[1], strict=True):
+        assert (one.pixels == other.pixels).all()
+
+    least = 30 * snapshot.block_bytes
+    many = Snapshot.open(make_snapshot([1000] * 6, BATCH, blocks=96, size=128))  # 94 MiB
+    small = replace(cached, cache=tmp_path / "small", cache_bytes=30 * many.block_bytes)
+    assert sum(1 for _ in epoch_batches(many, small, 0)) == 500
+    files = [path for path in small.cache.rglob("*") if path.is_file()]
+    kept = sum(path.stat().st_size for path in files if path.suffix == ".val")
+    assert 0 < kept <= small.cache_bytes < many.train_items * many.item_bytes / 2
+    assert sum(path.stat().st_size for path in files) < small.cache_bytes + 32 * 2**20
+    with pytest.raises(ConfigError, match=r"train\.cache_mb is \d+, and the blocks"):
+        next(epoch_batches(snapshot, replace(cached, cache_bytes=least - 1), 0))
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from lookalike.model.batches import Shard, Snapshot, epoch_batches, repeats
+snapshot = Snapshot.open(sys.argv[1])
+shard = Shard(0, 1, snapshot.batch, 1, 64 * 2**20 // snapshot.item_bytes)
+images = sum(len(batch.pixels) for batch in epoch_batches(snapshot, shard, 0))
+assert "tensorflow" not in sys.modules
+# Of this process alone: ru_maxrss counts the one it was forked from too.
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(images, int(peak[1]) // 1024)
+"""
+
+
+def test_a_snapshot_larger_than_memory_is_read_in_bounded_memory(make_snapshot) -> None:
+    uri = make_snapshot([300] * 8, BatchShape(4, 8), blocks=48, size=512, validated=False)
+    size = sum(path.stat().st_size for path in Path(uri).glob("train/*"))
+    assert size > 600 * 2**20
+    command = [sys.executable, "-c", PEAK, uri]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    images, peak = map(int, done.stdout.split())
+    assert images == 2400
+    assert peak < 400
 
 
 def test_same_seed_and_epoch_same_batches_else_others(uri: str) -> None:
@@ -73,18 +176,76 @@ def test_same_seed_and_epoch_same_batches_else_others(uri: str) -> None:
 
 def test_every_item_is_reached_over_some_epochs(uri: str) -> None:
     seen = {
-        i for number in range(12) for rank in range(2) for i in ids(epoch(uri, rank, 2, number))
+        i for number in range(20) for rank in range(2) for i in ids(epoch(uri, rank, 2, number))
     }
     assert seen == {f"{c}/{i}" for c, size in enumerate(SIZES) for i in range(size)}
 
 
 def test_a_block_that_gives_fewer_images_than_it_holds_is_refused(uri: str) -> None:
+    block = sorted(Path(uri).glob("train/*.parquet"))[3]
+    table = pq.read_table(block)
+    pq.write_table(table.slice(1), block)
+    _note_size(uri, block)
+    with pytest.raises(DataError, match=r"rank 0 read \d+ of the \d+ images of .*block-00003"):
+        epoch(uri, 0, 1)
+
+
+def test_blocks_laid_out_by_another_version_are_refused(uri: str) -> None:
     manifest = Path(uri) / "manifest.json"
     raw = json.loads(manifest.read_text())
     raw["meta"]["blocks"]["train"][3]["items"] += 1
     manifest.write_text(json.dumps(raw))
-    with pytest.raises(DataError, match=r"rank 0 read 187 of the 188 images"):
+    with pytest.raises(ArtifactError, match=r"another version of lookalike.*lookalike snapshot"):
         epoch(uri, 0, 1)
+
+
+def test_blocks_that_cannot_be_read_are_named(uri: str) -> None:
+    snapshot = Snapshot.open(uri)
+    block = sorted(Path(uri).glob("train/*.parquet"))[3]
+    block.write_bytes(bytes(block.stat().st_size))
+    with pytest.raises(ArtifactError, match=r"cannot be read .*lookalike snapshot"):
+        list(epoch_batches(snapshot, Shard(0, 1, BATCH, 5, 1), 0))
+    block.unlink()
+    with pytest.raises(ArtifactError, match=r"block-00003\.parquet is missing"):
+        list(epoch_batches(snapshot, Shard(0, 1, BATCH, 5, 1), 0))
+    for path in Path(uri).glob("validation/*"):
+        path.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="is missing|bytes, not"):
+        snapshot.validation()
+
+
+def test_another_batch_than_the_blocks_are_laid_out_for_is_refused(uri: str) -> None:
+    shard = Shard(0, 1, BatchShape(4, 5), 5, 1)
+    with pytest.raises(ConfigError, match=r"= 4 x 5, but .* is laid out for 4 x 3"):
+        next(epoch_batches(Snapshot.open(uri), shard, 0))
+
+
+def test_other_formats_are_refused(uri: str) -> None:
+    manifest = Path(uri) / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    raw["meta"]["recipe"]["format"] = "squeezed"
+    manifest.write_text(json.dumps(raw))
+    with pytest.raises(ArtifactError, match=r"'squeezed'. Allowed: 'raw' or 'encoded'"):
+        Snapshot.open(uri)
+    manifest.write_text(json.dumps(raw | {"format": 2}))
+    with pytest.raises(ArtifactError, match=r"has format 2. Allowed: format 1"):
+        Snapshot.open(uri)
+
+
+def test_a_training_is_checked_before_it_starts(make_snapshot) -> None:
+    snapshot = Snapshot.open(make_snapshot([12] * 5, BATCH, blocks=20))  # a class a block
+    snapshot.check(BATCH, 1, 5, epochs=20)
+    with pytest.raises(ConfigError, match=r"rank \d of 5 would have images of [123] classes"):
+        snapshot.check(BATCH, 5, 5, epochs=20)
+
+
+def _note_size(uri: str, file: Path) -> None:
+    manifest = Path(uri) / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    for entry in raw["files"]:
+        if entry["path"].endswith(file.name) and entry["path"].startswith("train"):
+            entry["size"] = file.stat().st_size
+    manifest.write_text(json.dumps(raw))
 
 
 def test_more_ranks_than_blocks_is_refused(make_snapshot) -> None:
