@@ -210,7 +210,7 @@ def test_blocks_that_cannot_be_read_are_named(uri: str) -> None:
         list(epoch_batches(snapshot, Shard(0, 1, BATCH, 5, 1), 0))
     for path in Path(uri).glob("validation/*"):
         path.write_bytes(b"")
-    with pytest.raises(ArtifactError, match="is missing|bytes, not"):
+    with pytest.raises(ArtifactError, match=r"is missing|bytes, not"):
         snapshot.validation()
 
 

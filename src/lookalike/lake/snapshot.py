@@ -1,21 +1,22 @@
-"""A pinned version of the tables, decoded once into Parquet packs for training.
+"""A pinned version of the tables as Parquet packs for training: decoded once, or as files.
 
     SNAPSHOT/train/block-00007-RANDOM.parquet        one row group: one block
     SNAPSHOT/validation/block-00000-RANDOM.parquet
 
-A row is a pack: images of one class, side by side in one binary. Files carry a random part, so
-that a task that Spark runs twice writes twice; the manifest names the one that counts.
+A row is a pack: images of one class, side by side in one binary, and of files their lengths. File
+names carry a random part, so that a task that Spark runs twice writes twice; the manifest names the
+one that counts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -25,8 +26,8 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lookalike import artifacts, planning
-from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, PIXELS, TRAIN, VALIDATION
-from lookalike.errors import DataError
+from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
+from lookalike.errors import ConfigError, DataError
 from lookalike.images import Preprocessing, decode
 from lookalike.lake.session import translated
 from lookalike.lake.tables import Tables
@@ -37,11 +38,16 @@ PACKS: Final = pa.schema(
     [
         pa.field(CLASS_ID, pa.int32(), nullable=False),
         pa.field(COUNT, pa.int32(), nullable=False),
-        pa.field(ITEM_IDS, pa.string(), nullable=False),
+        pa.field(ITEM_IDS, pa.binary(), nullable=False),
+        pa.field(LENGTHS, pa.binary(), nullable=False),
         pa.field(PIXELS, pa.binary(), nullable=False),
     ]
 )
 _WRITTEN: Final = "split string, block long, items long, path string, size long, sha256 string"
+
+
+def _nobody(*_: object) -> None:
+    """Who is told of sizes where nobody asks."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,32 @@ class Recipe:
         batch: P x K that its blocks are laid out for.
         validation_items: at most so many, by hash.
         seed: of the order of items.
+        format: 'raw' or 'encoded': images decoded, or the files as they came.
+        group_by: attribute whose commonest value among its images is a class's group, or None.
     """
 
     preprocessing: Preprocessing
     batch: BatchShape
     validation_items: int
     seed: int
+    format: Literal["raw", "encoded"] = "raw"
+    group_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a snapshot's images on disk: of `raw` ones, and of `encoded` ones about."""
+
+    raw: int
+    encoded: int
 
 
 def write(
-    tables: Tables, versions: dict[str, int], recipe: Recipe, files: str
+    tables: Tables,
+    versions: dict[str, int],
+    recipe: Recipe,
+    files: str,
+    on_sizes: Callable[[Sizes], None] = _nobody,
 ) -> artifacts.Artifact:
     """Write and commit a snapshot.
 
@@ -71,9 +93,11 @@ def write(
         versions: of the tables 'items' and 'splits'.
         recipe: see `Recipe`.
         files: folder or URI of the warehouse's files.
+        on_sizes: told what it would take in either format, before anything is written.
 
     Raises:
-        ConfigError: the batch asks for more classes than there are.
+        ConfigError: the batch asks for more classes than there are, or no training item has the
+            attribute to group by.
         DataError: validation has nothing to measure with.
     """
     keys = _keys(tables, versions)
@@ -83,7 +107,6 @@ def write(
     classes = sorted(counts[TRAIN])
     sizes = np.array([counts[TRAIN][label] for label in classes], dtype=np.int64)
     planning.check_classes(sizes, recipe.batch)
-    blocks = planning.block_count(int(sizes.sum()), recipe.preprocessing.item_bytes, recipe.batch)
     if len(counts[VALIDATION]) < 2 or max(counts[VALIDATION].values()) < 2:
         raise DataError(
             f"the validation split has {sum(counts[VALIDATION].values())} labelled items of "
@@ -92,12 +115,19 @@ def write(
             remedy="Raise data.validation_share in a new warehouse (an item never changes its "
             "split), or add images",
         )
+    known = sum(n for label, n in counts[VALIDATION].items() if label in counts[TRAIN])
+    validated = min(known, recipe.validation_items)
+    trained = int(sizes.sum())
+    per_item = Sizes(recipe.preprocessing.item_bytes, _mean_bytes(tables))
+    on_sizes(Sizes(*((trained + validated) * size for size in astuple(per_item))))
+    blocks = planning.block_count(trained, getattr(per_item, recipe.format), recipe.batch)
+    groups = _groups(tables, keys, versions, classes, recipe.group_by) if recipe.group_by else None
     # An order that depends on nothing but the ids and the seed.
     keys = keys.withColumn("shuffled", F.xxhash64("item_id", F.lit(recipe.seed)))
     layout = planning.lay_out(sizes, blocks, recipe.batch.images)
     placed = _train_blocks(keys, classes, layout)
-    placed = placed.unionByName(_validation_blocks(keys, classes, recipe))
-    known = sum(n for label, n in counts[VALIDATION].items() if label in counts[TRAIN])
+    per_block = max(1, planning.BLOCK_BYTES // getattr(per_item, recipe.format))
+    placed = placed.unionByName(_validation_blocks(keys, classes, recipe, per_block))
     uri = artifacts.join(files, "snapshots", artifacts.new_name())
     written = _write_blocks(tables, placed, recipe, uri, blocks)
     meta = {
@@ -105,6 +135,7 @@ def write(
         "recipe": asdict(recipe),
         "classes": classes,
         "counts": [int(n) for n in sizes],
+        "groups": groups,
         "items": {
             split: sum(w["items"] for w in written if w["split"] == split)
             for split in (TRAIN, VALIDATION)
@@ -119,7 +150,7 @@ def write(
         # Counted, not inferred: with the items written they must make up all that were seen.
         "left_out": keys.where("split <> 'test' AND label IS NULL").count()
         + sum(counts[VALIDATION].values())
-        - min(known, recipe.validation_items),
+        - validated,
     }
     entries = tuple(artifacts.FileEntry(w["path"], w["size"], w["sha256"]) for w in written)
     return artifacts.seal(uri, KIND, meta, entries)
@@ -130,6 +161,40 @@ def _keys(tables: Tables, versions: dict[str, int]) -> DataFrame:
     return items.join(
         tables.read("splits", versions["splits"]).select("item_id", "split"), "item_id"
     )
+
+
+def _mean_bytes(tables: Tables) -> int:
+    """About the bytes of an image file, from what is known of the table without reading it."""
+    detail = tables.spark.sql(f"DESCRIBE DETAIL {tables.name('contents')}").first()
+    held = 0 if detail is None else int(detail["sizeInBytes"])
+    return max(1, held // max(1, tables.read("contents").count()))
+
+
+def _groups(
+    tables: Tables, keys: DataFrame, versions: dict[str, int], classes: list[str], attribute: str
+) -> list[str | None]:
+    """The commonest value of an attribute among each class's training items; of several that are,
+    the first by name; None where no item has it."""
+    items = tables.read("items", versions["items"]).select("item_id", "attributes")
+    train = keys.where((F.col("split") == TRAIN) & F.col("label").isNotNull())
+    values = train.join(items, "item_id").withColumn("value", F.col("attributes")[attribute])
+    rows = (
+        values.where(F.col("value").isNotNull())
+        .groupBy("label", "value")
+        .count()
+        .groupBy("label")
+        .agg(F.min(F.struct(-F.col("count"), "value"))["value"].alias("value"))
+        .collect()
+    )
+    if not rows:
+        names = values.select(F.explode(F.map_keys("attributes")).alias("name")).distinct()
+        found = [row["name"] for row in names.orderBy("name").limit(20).collect()]
+        raise ConfigError(
+            f"train.group_by = {attribute!r} is an attribute of none of the items to train on",
+            allowed=", ".join(found) or "none: they have no attributes",
+        )
+    value_of = {row["label"]: row["value"] for row in rows}
+    return [value_of.get(label) for label in classes]
 
 
 def _positions(items: DataFrame, *by: str) -> DataFrame:
@@ -143,7 +208,11 @@ def _train_blocks(keys: DataFrame, classes: list[str], layout: planning.Layout) 
         [(c, i, int(layout.start[i]), int(layout.width[i])) for i, c in enumerate(classes)],
         "label string, class_id int, start long, width long",
     )
-    block = (F.col("start") + F.col("position") % F.col("width")) % layout.blocks
+    # As in `planning.Layout.places`.
+    packed = F.least(F.floor(F.col("position") / layout.images), F.col("width") - 1)
+    wide = F.col("width") == layout.blocks
+    turn = F.when(wide, F.col("position") % F.col("width")).otherwise(packed)
+    block = (F.col("start") + turn) % layout.blocks
     return (
         _positions(
             keys.where(F.col("split") == TRAIN).join(F.broadcast(table), "label"),
@@ -154,12 +223,13 @@ def _train_blocks(keys: DataFrame, classes: list[str], layout: planning.Layout) 
     )
 
 
-def _validation_blocks(keys: DataFrame, classes: list[str], recipe: Recipe) -> DataFrame:
+def _validation_blocks(
+    keys: DataFrame, classes: list[str], recipe: Recipe, per_block: int
+) -> DataFrame:
     spark = keys.sparkSession
     table = spark.createDataFrame(
         [(c, i) for i, c in enumerate(classes)], "label string, class_id int"
     )
-    per_block = max(1, planning.BLOCK_BYTES // recipe.preprocessing.item_bytes)
     return (
         _positions(
             keys.where(F.col("split") == VALIDATION).join(F.broadcast(table), "label"),
@@ -176,7 +246,7 @@ def _write_blocks(
 ) -> list[dict[str, Any]]:
     contents = tables.read("contents").select("sha256", "bytes")
     tasks = max(1, min(blocks, 2 * tables.spark.sparkContext.defaultParallelism))
-    preprocessing = recipe.preprocessing
+    preprocessing = recipe.preprocessing if recipe.format == "raw" else None
     written = (
         placed.join(contents, "sha256")
         .select("split", "block", "class_id", "position", "item_id", "bytes")
@@ -190,7 +260,7 @@ def _write_blocks(
 
 
 def _blocks(
-    batches: Iterable[pa.RecordBatch], preprocessing: Preprocessing, uri: str
+    batches: Iterable[pa.RecordBatch], preprocessing: Preprocessing | None, uri: str
 ) -> Iterator[pa.RecordBatch]:
     rows = (row for batch in batches for row in batch.to_pylist())
     for (split, block), members in groupby(rows, key=itemgetter("split", "block")):
@@ -210,18 +280,22 @@ def _blocks(
 
 
 def _pack(
-    class_id: int, images: Iterable[dict[str, Any]], preprocessing: Preprocessing
+    class_id: int, images: Iterable[dict[str, Any]], preprocessing: Preprocessing | None
 ) -> dict[str, Any]:
-    ids, pixels = [], []
+    ids, kept = [], []
     for image in images:
         ids.append(image["item_id"])
-        pixels.append(decode(image["bytes"], preprocessing))
-    # Ids as JSON: Petastorm takes lists of one length only, and an id may hold any character.
+        data = image["bytes"]
+        kept.append(data if preprocessing is None else decode(data, preprocessing).tobytes())
+    lengths = [] if preprocessing is not None else [len(data) for data in kept]
+    # Ids as JSON: Petastorm takes lists of one length only, and an id may hold any character. And
+    # not as text, of which it makes all as long as the longest.
     return {
         CLASS_ID: class_id,
         COUNT: len(ids),
-        ITEM_IDS: json.dumps(ids),
-        PIXELS: np.stack(pixels).tobytes(),
+        ITEM_IDS: json.dumps(ids).encode(),
+        LENGTHS: np.array(lengths, "<u4").tobytes(),
+        PIXELS: b"".join(kept),
     }
 
 

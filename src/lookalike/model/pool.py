@@ -77,7 +77,7 @@ class Pool:
             sizes.append(int(held.sum()))
         self._first = np.cumsum([0, *sizes])
         """Number of each block's first image among all of the shard's."""
-        capacity = max(capacity, max(sizes), 2 * batch.size)
+        capacity = max(capacity, *sizes, 2 * batch.size)
         self.capacity = min(capacity, sum(sizes))
         # With a P-th of the slots at most, no class keeps P from being held together.
         self._limit = capacity // batch.classes

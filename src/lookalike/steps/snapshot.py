@@ -1,4 +1,4 @@
-"""Decode a pinned version of the tables into Parquet packs for training."""
+"""Write a pinned version of the tables as Parquet packs for training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ STEP = "snapshot"
 
 class Snapshotted(Result):
     """`seen` labelled and unlabelled items of train and validation = `train` + `validation` +
-    `left_out`."""
+    `left_out`.
+
+    `size` is what the files have, in bytes; `raw_size` and `encoded_size` what its images take in
+    either format, the latter about.
+    """
 
     uri: str
     seen: int
@@ -25,13 +29,17 @@ class Snapshotted(Result):
     classes: int
     blocks: int
     size: int
+    format: str
+    raw_size: int
+    encoded_size: int
 
     @property
     def words(self) -> str:
         return (
             f"{self.seen:,} in = {self.train:,} train + {self.validation:,} validation + "
             f"{self.left_out:,} left out (no label, or beyond train.validation_items); "
-            f"{self.classes} classes in {self.blocks} blocks, {self.size / 2**20:.1f} MiB"
+            f"{self.classes} classes in {self.blocks} blocks, {self.size / 2**20:.1f} MiB "
+            f"{self.format}"
         )
 
 
@@ -64,11 +72,23 @@ def run(context: Context) -> Snapshotted | Skipped:
         batch=config.train.batch,
         validation_items=config.train.validation_items,
         seed=config.seed,
+        format=config.snapshot.format,
+        group_by=config.train.group_by,
     )
     inputs = {"versions": versions, "recipe": asdict(recipe)}
     if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], snapshot.KIND)):
         return Snapshotted(**last.outputs | {"unchanged": True})
-    written = snapshot.write(context.tables, versions, recipe, context.files)
+    sizes = snapshot.Sizes(0, 0)
+
+    def on_sizes(told: snapshot.Sizes) -> None:
+        nonlocal sizes
+        sizes = told
+        context.say(
+            f"snapshot.format = {recipe.format}: images take {told.raw / 2**20:,.1f} MiB raw, "
+            f"about {told.encoded / 2**20:,.1f} MiB encoded"
+        )
+
+    written = snapshot.write(context.tables, versions, recipe, context.files, on_sizes)
     items = written.meta["items"]
     result = Snapshotted(
         uri=written.uri,
@@ -79,6 +99,9 @@ def run(context: Context) -> Snapshotted | Skipped:
         classes=len(written.meta["classes"]),
         blocks=len(written.meta["blocks"]["train"]),
         size=sum(entry.size for entry in written.manifest.files),
+        format=recipe.format,
+        raw_size=sizes.raw,
+        encoded_size=sizes.encoded,
     )
     if result.seen != result.train + result.validation + result.left_out:
         raise LookalikeError(

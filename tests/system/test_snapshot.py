@@ -1,0 +1,89 @@
+"""Snapshots of files, and of classes in groups, by real Spark."""
+
+import numpy as np
+import pytest
+
+from lookalike import planning
+from lookalike.errors import ConfigError
+from lookalike.images import Preprocessing, content_hash, decode, encode_png
+from lookalike.lake import snapshot
+from lookalike.lake.tables import Tables
+from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.planning import BatchShape
+
+BATCH = BatchShape(3, 4)
+CLASSES = {"boots": 30, "coats": 9, "hats": 21, "rings": 2}
+KINDS = {"boots": "shoe", "coats": "wear", "hats": "wear"}
+
+
+@pytest.fixture
+def filled(fresh: Tables) -> tuple[Tables, dict[str, int], dict[str, bytes]]:
+    """A small catalogue, its versions, and the file of each item."""
+    random = np.random.default_rng(0)
+    files, items, splits, contents = {}, [], [], []
+    for label, count in CLASSES.items():
+        for number in range(count + 2):
+            item_id = f"{label} é {number}"
+            data = encode_png(random.integers(256, size=(20, 20), dtype=np.uint8))
+            files[item_id] = data
+            split = "train" if number < count else "validation"
+            # Two boots are of another kind than most; as many hats have no kind at all.
+            kind = "wear" if (label, number) in (("boots", 0), ("boots", 1)) else KINDS.get(label)
+            attributes = {"colour": "red"} | ({"kind": kind} if kind and number != 5 else {})
+            items.append((item_id, content_hash(data), label, attributes))
+            splits.append((item_id, split))
+            contents.append((content_hash(data), data))
+    for table, rows, columns, key in (
+        ("items", items, "item_id string, sha256 string, label string, "
+         "attributes map<string,string>", "item_id"),
+        ("splits", splits, "item_id string, split string", "item_id"),
+        ("contents", contents, "sha256 string, bytes binary", "sha256"),
+    ):  # fmt: skip
+        frame = fresh.spark.createDataFrame(rows, columns)
+        for field in fresh.read(table).schema.fields:
+            if field.name not in frame.columns:
+                missing = "''" if field.dataType.simpleString() == "string" else "NULL"
+                frame = frame.selectExpr("*", f"CAST({missing} AS {field.dataType.simpleString()}) "
+                                              f"AS {field.name}")  # fmt: skip
+        fresh.insert_new(table, frame.select(*fresh.read(table).columns), (key,))
+    versions = {table: fresh.version(table) for table in ("items", "splits")}
+    return fresh, versions, files
+
+
+def recipe(**changes) -> snapshot.Recipe:
+    return snapshot.Recipe(Preprocessing(16, 1), BATCH, 100, 7, **changes)
+
+
+def test_files_and_groups(filled, tmp_path) -> None:
+    tables, versions, files = filled
+    told: list[snapshot.Sizes] = []
+    made = recipe(format="encoded", group_by="kind")
+    encoded, again = (
+        Snapshot.open(snapshot.write(tables, versions, made, str(tmp_path), told.append).uri)
+        for _ in range(2)
+    )
+    raw = Snapshot.open(snapshot.write(tables, versions, recipe(), str(tmp_path)).uri)
+    # Told beforehand: raw to the byte, files about, here small ones beside a table's own columns.
+    assert told[0].raw == len(files) * 256
+    assert 0.2 < told[0].encoded / sum(map(len, files.values())) < 5
+    assert encoded.artifact.meta["groups"] == ["shoe", "wear", "wear", None]
+    assert len(set(encoded.groups.tolist())) == 3
+    assert raw.groups is None
+
+    # Each block as planned; the same again; the same images whichever way they are kept.
+    layout = planning.lay_out(np.array(list(CLASSES.values())), encoded.layout.blocks, 4)
+    assert encoded.layout.blocks > 1
+    for one, other in ((encoded.layout, layout), (raw.layout, layout)):
+        assert (one.start == other.start).all()
+        assert (one.width == other.width).all()
+    shard = Shard(0, 1, BATCH, 3, 10**6, with_ids=True)
+    for taken in zip(*(epoch_batches(s, shard, 0) for s in (encoded, again, raw)), strict=True):
+        for batch in taken:
+            assert batch.item_ids == taken[0].item_ids
+            for item_id, pixels in zip(batch.item_ids, batch.pixels, strict=True):
+                assert (pixels == decode(files[item_id], Preprocessing(16, 1))).all()
+    for one, other in zip(encoded.validation(), raw.validation(), strict=True):
+        assert (one == other).all()
+
+    with pytest.raises(ConfigError, match=r"train.group_by = 'kin' .*Allowed: colour, kind"):
+        snapshot.write(tables, versions, recipe(group_by="kin"), str(tmp_path))
