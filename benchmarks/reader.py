@@ -1,0 +1,307 @@
+"""Claim: batches come several times as fast as by Petastorm's own ways, and JPEG as by tf.data.
+
+60,000 images of 28 x 28 (Fashion-MNIST, where the folder `LOOKALIKE_DATA` has it, else the shipped
+sample over and over), decoded: lookalike's `raw` snapshot, against Petastorm with a TransformSpec,
+against tf.io.decode_raw behind a Petastorm reader, and an in-memory numpy sampler to compare with.
+20,000 JPEG files of 224 x 224 (random crops of `LOOKALIKE_DATA`/grocery): the `encoded` snapshot
+against tf.data with tf.io.decode_jpeg on the same files.
+
+Lookalike and the sampler make batches of 8 classes x 8 images; the others batches of 64 images,
+shuffled, which is less to do. Each runs in a process of its own, on as many threads, in turns; a
+pass to warm up, then passes that count. Peaks are of resident memory, TensorFlow's included.
+
+    uv run benchmarks/reader.py [--json PATH] [--images N] [--photos N] [--rounds N] [--passes N]
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from _figures import Figures, asked
+from PIL import Image
+
+from lookalike import artifacts, planning
+from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
+from lookalike.images import Preprocessing
+from lookalike.lake import idx
+from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.planning import BatchShape
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "fashion-mnist-sample"
+BATCH = BatchShape(8, 8)
+THREADS = 2
+BUFFER = 64 * 2**20
+SHUFFLED = 10_000  # images that the others shuffle among
+
+
+def main() -> None:
+    parser = asked(__doc__)
+    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--photos", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "FOLDER"), help="one pass, in here")
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, folder = arguments.one
+        _measure(CONTENDERS[name], Path(folder), arguments.passes)
+        return
+    with tempfile.TemporaryDirectory(prefix="lookalike-bench-") as name:
+        folder = Path(name)
+        _write_images(folder, arguments.images)
+        _write_photos(folder, arguments.photos)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        for _ in range(arguments.rounds):
+            for contender, runs in found.items():
+                runs.append(_in_process(contender, folder, arguments.passes))
+    pace = {name: median(run["pace"] for run in runs) for name, runs in found.items()}
+    figures = Figures(
+        "reader",
+        f"{arguments.images:,} images of 28 x 28, {arguments.photos:,} JPEG of 224 x 224; "
+        f"{BATCH} a batch, {THREADS} threads",
+    )
+    for name, rival, goal in (
+        ("raw / Petastorm with TransformSpec", "transform spec", 5.0),
+        ("raw / Petastorm with decode_raw", "decode_raw", 3.0),
+        ("raw / numpy in memory", "numpy", None),
+    ):
+        figures.add(name, pace["raw"] / pace[rival], "x", goal, "higher")
+    ratio = pace["encoded"] / pace["decode_jpeg"]
+    figures.add("encoded / tf.data with decode_jpeg", ratio, "x", 1.0, "higher")
+    for name, value in pace.items():
+        figures.add(f"{name}: pace", value, "images/s", None, "higher")
+    for name, runs in found.items():
+        figures.add(f"{name}: peak memory", median(run["peak"] for run in runs), "MiB")
+    figures.show(arguments.json)
+
+
+def _in_process(name: str, folder: Path, passes: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", name, str(folder), "--passes", str(passes)]
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _measure(batches: Callable[[Path, int], Iterator[Any]], folder: Path, passes: int) -> None:
+    paces = []
+    for number in range(passes + 1):
+        begin, images = time.perf_counter(), 0
+        for batch in batches(folder, number):
+            images += len(batch)
+        paces.append(images / (time.perf_counter() - begin))
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    print(json.dumps({"pace": median(paces[1:]), "peak": int(peak[1]) / 1024 if peak else 0.0}))
+
+
+# --- the contenders: the images of each batch, uint8 (64, size, size, channels) --------------
+
+
+def _lookalike(kind: str) -> Callable[[Path, int], Iterator[Any]]:
+    def batches(folder: Path, number: int) -> Iterator[Any]:
+        snapshot = Snapshot.open(str(folder / kind))
+        buffer = BUFFER // snapshot.item_bytes
+        shard = Shard(0, 1, BATCH, 1, buffer, threads=THREADS)
+        return (batch.pixels for batch in epoch_batches(snapshot, shard, number))
+
+    return batches
+
+
+def _petastorm(folder: Path, number: int, **options: Any) -> Any:
+    from petastorm import make_batch_reader
+
+    return make_batch_reader(
+        f"file://{folder}/rows",
+        reader_pool_type="thread",
+        workers_count=THREADS,
+        num_epochs=1,
+        seed=number,
+        **options,
+    )
+
+
+def _transform_spec(folder: Path, number: int) -> Iterator[Any]:
+    from petastorm import TransformSpec
+    from petastorm.tf_utils import make_petastorm_dataset
+
+    def decoded(rows: Any) -> Any:
+        rows["image"] = rows["image"].map(
+            lambda data: np.frombuffer(data, np.uint8).reshape(28, 28, 1)
+        )
+        return rows
+
+    spec = TransformSpec(decoded, edit_fields=[("image", np.uint8, (28, 28, 1), False)])
+    with _petastorm(folder, number, transform_spec=spec) as reader:
+        rows = make_petastorm_dataset(reader).unbatch().shuffle(SHUFFLED, seed=number)
+        for row in _threaded(rows.batch(BATCH.size, drop_remainder=True)):
+            yield row.image
+
+
+def _decode_raw(folder: Path, number: int) -> Iterator[Any]:
+    import tensorflow as tf
+    from petastorm.tf_utils import make_petastorm_dataset
+
+    def decoded(row: Any) -> Any:
+        return tf.reshape(tf.io.decode_raw(row.image, tf.uint8), (-1, 28, 28, 1)), row.label
+
+    with _petastorm(folder, number) as reader:
+        rows = make_petastorm_dataset(reader).map(decoded).unbatch().shuffle(SHUFFLED, seed=number)
+        for images, _ in _threaded(rows.batch(BATCH.size, drop_remainder=True)):
+            yield images
+
+
+def _decode_jpeg(folder: Path, number: int) -> Iterator[Any]:
+    import tensorflow as tf
+
+    paths = np.array(sorted(str(path) for path in (folder / "photos").iterdir()))
+    paths = np.random.default_rng(number).permutation(paths)
+    files = tf.data.Dataset.from_tensor_slices(paths)
+    images = files.map(
+        lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3),
+        num_parallel_calls=THREADS,
+    )
+    yield from _threaded(images.batch(BATCH.size, drop_remainder=True))
+
+
+def _threaded(data: Any) -> Any:
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = THREADS
+    return data.with_options(options).prefetch(2)
+
+
+def _numpy(folder: Path, number: int) -> Iterator[Any]:
+    """All in memory: what is the least that sampling P x K takes."""
+    if not _HELD:
+        _HELD.extend((np.load(folder / "images.npy"), np.load(folder / "labels.npy")))
+    pixels, labels = _HELD
+    random = np.random.default_rng(number)
+    rows = [random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    for _ in range(len(pixels) // BATCH.size):
+        chosen = random.permutation(len(rows))[: BATCH.classes]
+        yield pixels[np.concatenate([random.choice(rows[c], BATCH.images) for c in chosen])]
+
+
+_HELD: list[np.ndarray] = []
+
+CONTENDERS: dict[str, Callable[[Path, int], Iterator[Any]]] = {
+    "raw": _lookalike("raw"),
+    "transform spec": _transform_spec,
+    "decode_raw": _decode_raw,
+    "numpy": _numpy,
+    "encoded": _lookalike("encoded"),
+    "decode_jpeg": _decode_jpeg,
+}
+
+# --- the data --------------------------------------------------------------------------------
+
+
+def _write_images(folder: Path, count: int) -> None:
+    found = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
+    source = found if found.is_dir() else SAMPLE
+    name = "train-images-idx3-ubyte.gz"
+    pixels = idx.parse((source / name).read_bytes(), idx.IMAGES, name)
+    name = "train-labels-idx1-ubyte.gz"
+    labels = idx.parse((source / name).read_bytes(), idx.LABELS, name).astype(np.int32)
+    order = np.arange(count) % len(pixels)
+    pixels, labels = pixels[order][..., None], labels[order]
+    np.save(folder / "images.npy", pixels)
+    np.save(folder / "labels.npy", labels)
+    rows = pa.table({"image": pa.array([image.tobytes() for image in pixels], pa.binary()),
+                     "label": pa.array(labels)})  # fmt: skip
+    (folder / "rows").mkdir()
+    part = -(-count // 10)  # ten files, as a Spark job would write
+    for number, start in enumerate(range(0, count, part)):
+        file = folder / "rows" / f"part-{number}.parquet"
+        pq.write_table(rows.slice(start, part), file, row_group_size=1000)
+    files = [image.tobytes() for image in pixels]
+    _write_snapshot(folder / "raw", files, labels, Preprocessing(28, 1), "raw")
+
+
+def _write_photos(folder: Path, count: int) -> None:
+    random = np.random.default_rng(0)
+    root = Path(os.environ.get("LOOKALIKE_DATA", "")) / "grocery"
+    originals = sorted(root.rglob("*.jpg")) if root.is_dir() else []
+    each = -(-count // max(1, len(originals) or 100))
+    (folder / "photos").mkdir()
+    files, labels = [], []
+    for original in originals or range(100):
+        if isinstance(original, Path):
+            image, label = Image.open(original).convert("RGB"), original.parent.name
+        else:  # no photos at hand: noise, coarse as photos are
+            noise = random.integers(256, size=(40, 40, 3), dtype=np.uint8)
+            image, label = Image.fromarray(noise).resize((348, 348)), str(original % 20)
+        for _ in range(min(each, count - len(files))):
+            file = io.BytesIO()
+            left, top = (int(random.integers(0, side // 6)) for side in image.size)
+            box = (left, top, left + 5 * image.width // 6, top + 5 * image.height // 6)
+            image.resize((224, 224), box=box).save(file, "JPEG", quality=88)
+            files.append(file.getvalue())
+            labels.append(label)
+            (folder / "photos" / f"{len(files):06d}.jpg").write_bytes(files[-1])
+    _, numbers = np.unique(labels, return_inverse=True)
+    _write_snapshot(folder / "encoded", files, numbers, Preprocessing(224, 3), "encoded")
+
+
+def _write_snapshot(
+    folder: Path, images: list[bytes], labels: np.ndarray, preprocessing: Preprocessing, kind: str
+) -> None:
+    """A snapshot as the step of that name writes it, without Spark."""
+    counts = np.bincount(labels)
+    size = sum(map(len, images)) // len(images)
+    blocks = planning.block_count(len(images), size, BATCH)
+    layout = planning.lay_out(counts, blocks, BATCH.images)
+    rows = [np.flatnonzero(labels == c) for c in range(len(counts))]
+    places = [layout.places(c) for c in range(len(counts))]
+    schema = pa.schema(
+        [(CLASS_ID, pa.int32()), (COUNT, pa.int32())]
+        + [(name, pa.binary()) for name in (ITEM_IDS, LENGTHS, PIXELS)]
+    )
+    (folder / TRAIN).mkdir(parents=True)
+    written = []
+    for block in range(blocks):
+        packs = []
+        for c, held in enumerate(places):
+            if mine := [images[i] for i in rows[c][held == block]]:
+                lengths = [len(data) for data in mine] if kind == "encoded" else []
+                packs.append({
+                    CLASS_ID: c, COUNT: len(mine), ITEM_IDS: b"[]",
+                    LENGTHS: np.array(lengths, "<u4").tobytes(), PIXELS: b"".join(mine),
+                })  # fmt: skip
+        name = f"{TRAIN}/block-{block:05d}.parquet"
+        table = pa.Table.from_pylist(packs, schema=schema)
+        pq.write_table(table, folder / name, row_group_size=len(packs), use_dictionary=False)
+        written.append({"path": name, "items": sum(pack[COUNT] for pack in packs)})
+    recipe = {"preprocessing": asdict(preprocessing), "batch": asdict(BATCH), "format": kind}
+    meta = {
+        "recipe": recipe,
+        "classes": [str(c) for c in range(len(counts))],
+        "counts": counts.tolist(),
+        "items": {TRAIN: len(images), VALIDATION: 0},
+        "blocks": {TRAIN: written, VALIDATION: []},
+    }
+    artifacts.seal(str(folder), "snapshot", meta, tuple(artifacts.describe(folder)))
+
+
+if __name__ == "__main__":
+    main()
