@@ -117,8 +117,11 @@ def _measure(batches: Callable[[Path, int], Iterator[Any]], folder: Path, passes
 
 
 def _lookalike(kind: str) -> Callable[[Path, int], Iterator[Any]]:
+    snapshots: list[Snapshot] = []  # opened once, as training does
+
     def batches(folder: Path, number: int) -> Iterator[Any]:
-        snapshot = Snapshot.open(str(folder / kind))
+        snapshots or snapshots.append(Snapshot.open(str(folder / kind)))
+        snapshot = snapshots[0]
         buffer = BUFFER // snapshot.item_bytes
         shard = Shard(0, 1, BATCH, 1, buffer, threads=THREADS)
         return (batch.pixels for batch in epoch_batches(snapshot, shard, number))

@@ -90,7 +90,7 @@ def _opened(
     terminal: Terminal, name: str, conf: Path, settings: list[str] | None, debug: bool
 ) -> Iterator[Context]:
     recipe = config.load(conf, settings or ())
-    context = Context(recipe)
+    context = Context(recipe, say=terminal.say)
     # On Databricks the driver's own log is where people look, and volumes cannot be appended to.
     if "DATABRICKS_RUNTIME_VERSION" in os.environ:
         with context:

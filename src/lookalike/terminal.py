@@ -51,7 +51,7 @@ class Terminal:
                 os.close(descriptor)
 
     @contextmanager
-    def step(self, name: str, place: str) -> Iterator[Callable[[int, int], None]]:
+    def step(self, name: str, place: str) -> Iterator[Callable[..., None]]:
         """A progress bar for a step; yields what tells it of progress."""
         live = self.err.is_terminal  # in a log, a bar is but empty lines
         columns = (
@@ -64,10 +64,15 @@ class Terminal:
         with Progress(*columns, console=self.err, transient=True, disable=not live) as progress:
             bar = progress.add_task(f"{place} {name}", total=None, count="")
 
-            def tell(done: int, total: int) -> None:
-                progress.update(bar, completed=done, total=total, count=f"{done:,}/{total:,}")
+            def tell(done: int, total: int, pace: str = "") -> None:
+                count = f"{done:,}/{total:,} {pace}"
+                progress.update(bar, completed=done, total=total, count=count)
 
             yield tell
+
+    def say(self, words: str) -> None:
+        """A sentence that stays above the progress bar."""
+        self.err.print(f"  {escape(scrubbed(words))}", soft_wrap=True)
 
     def done(self, name: str, place: str, words: str, unchanged: bool, begin: float) -> None:
         seconds = time.monotonic() - begin

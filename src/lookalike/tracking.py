@@ -149,10 +149,6 @@ class Run:
         entries = [Metric(name, float(value), now, step) for name, value in values.items()]
         self.tracking.client.log_batch(self.run_id, metrics=entries)
 
-    def latest(self) -> dict[str, float]:
-        """The newest value of each metric."""
-        return dict(self.tracking.client.get_run(self.run_id).data.metrics)
-
     def tags(self, values: Mapping[str, str]) -> None:
         client = self.tracking.client
         for name, value in values.items():
@@ -160,6 +156,9 @@ class Run:
 
     def file(self, path: Path, folder: str | None = None) -> None:
         self.tracking.client.log_artifact(self.run_id, str(path), folder)
+
+    def json(self, value: Mapping[str, Any], name: str) -> None:
+        self.tracking.client.log_dict(self.run_id, dict(value), name)
 
     def end(self, status: int, end_time: int | None = None) -> None:
         self.tracking.client.set_terminated(self.run_id, RunStatus.to_string(status), end_time)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,16 +209,16 @@ class Snapshot:
         ends = np.cumsum(np.frombuffer(lengths, "<u4"), dtype=np.int64).tolist()
         return [pixels[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
-    def decoded(self, files: list[bytes], threads: ThreadPoolExecutor | None = None) -> np.ndarray:
+    def decoded(self, files: list[bytes]) -> np.ndarray:
         """Image files, decoded: uint8 (n, size, size, channels).
 
         Raises:
             ImageError: a file that cannot be decoded.
         """
-        pixels = np.empty((len(files), *self.preprocessing.shape), np.uint8)
-        do = map if threads is None else threads.map
-        for i, image in enumerate(do(lambda file: decode(file, self.preprocessing), files)):
-            pixels[i] = image
+        preprocessing = self.preprocessing
+        pixels = np.empty((len(files), *preprocessing.shape), np.uint8)
+        for i, file in enumerate(files):
+            pixels[i] = decode(file, preprocessing)
         return pixels
 
     @contextmanager
@@ -298,11 +299,16 @@ def epoch_batches(snapshot: Snapshot, shard: Shard, epoch: int, start: int = 0) 
     with _Buffer(snapshot, shard, pool) as buffer:
         if start:
             buffer.restore()
+        coming: deque[Callable[[], Batch]] = deque()
         for move in moves:
             if isinstance(move, Fill):
                 buffer.fill(move)
-            else:
-                yield buffer.batch(move)
+                continue
+            coming.append(buffer.take(move))
+            if len(coming) > buffer.ahead:
+                yield coming.popleft()()
+        while coming:
+            yield coming.popleft()()
 
 
 def repeats(snapshot: Snapshot, shard: Shard, epoch: int) -> int:
@@ -349,14 +355,17 @@ class _Buffer:
         self._columns = [CLASS_ID, COUNT, PIXELS, *([] if raw else [LENGTHS])]
         self._columns += [ITEM_IDS] if shard.with_ids else []
         self._blocks: Iterator[Any] = iter(())
-        self._threads = ThreadPoolExecutor(shard.threads) if shard.threads > 1 else None
+        self._threads = ThreadPoolExecutor(shard.threads)
+        # Threads decode files while other batches are at work; to copy pixels is quicker.
+        self.ahead = 0 if raw else 1 + shard.threads
 
     def __enter__(self) -> _Buffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._threads is not None:
-            self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
+        if isinstance(self._blocks, Generator):
+            self._blocks.close()
 
     def restore(self) -> None:
         """Read what the slots hold, as if all had been read that came before."""
@@ -374,15 +383,17 @@ class _Buffer:
             block = next(self._blocks)
         self._put(block, move.images, move.slots)
 
-    def batch(self, move: Draw) -> Batch:
-        if isinstance(self._images, np.ndarray):
-            pixels = self._images[move.slots]
-        else:
-            files = [self._images[slot] for slot in move.slots]
-            pixels = self._snapshot.decoded(files, self._threads)
+    def take(self, move: Draw) -> Callable[[], Batch]:
+        """Take the images of a batch now, for other images come into their slots; the batch can
+        be had when they are decoded."""
         classes = np.repeat(move.classes, self._shard.batch.images)
         ids = tuple(self._ids[slot] for slot in move.slots) if self._ids else ()
-        return Batch(pixels, classes, ids, move.repeated)
+        if isinstance(self._images, np.ndarray):
+            batch = Batch(self._images[move.slots], classes, ids, move.repeated)
+            return lambda: batch
+        files = [self._images[slot] for slot in move.slots]
+        pixels = self._threads.submit(self._snapshot.decoded, files)
+        return lambda: Batch(pixels.result(), classes, ids, move.repeated)
 
     def _put(self, block: Any, images: np.ndarray, slots: np.ndarray) -> None:
         if isinstance(self._images, np.ndarray):

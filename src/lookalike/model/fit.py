@@ -2,60 +2,150 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from lookalike import planning
+from lookalike import artifacts, planning
 from lookalike.config import Augment, Train
 from lookalike.errors import LookalikeError
 from lookalike.metrics import Scores, exact_scores
-from lookalike.model import losses, networks
-from lookalike.model.batches import Batch, Shard, Snapshot, epoch_batches
+from lookalike.model import checkpoints, losses, networks
+from lookalike.model.augmentation import augmented
+from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.model.checkpoints import Checkpoints
 from lookalike.model.ranks import Ranks
+
+_LOOKED_AT = 25
+"""Steps between two looks at whether the loss is a number: each look waits for the device."""
+
+_CALMER = "Lower train.learning_rate or set train.clip_norm. "
+_VARIABLES, _BEST = "variables", "best.npz"
+_GROWTH = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch brought: `loss` is the mean over its steps and all ranks."""
+    """What an epoch brought.
+
+    Attributes:
+        number: from 0.
+        steps: that every rank took.
+        loss: mean over its steps and all ranks.
+        validation: scores on the validation split, itself left out.
+        repeated: images that came twice, on this rank.
+        images_per_second: over all ranks, validation not counted.
+        waiting: share of the steps' time that this rank waited for data.
+    """
 
     number: int
     steps: int
     loss: float
     validation: Scores
     repeated: int
+    images_per_second: float
+    waiting: float
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained network, its curve, and its vectors of the validation images."""
+    """A trained network, its curve, and vectors of the validation images.
+
+    Attributes:
+        network: with the weights that were validated best: the last ones where there is no
+            `patience`, averaged where there is `ema`.
+        epochs: what each epoch brought.
+        best: the epoch that the weights are of.
+        before, after: float32 (n, dim), vectors of the untrained and of the trained network.
+        classes: int32 (n,), class numbers of the validation images.
+    """
 
     network: tf.keras.Model
     epochs: tuple[Epoch, ...]
-    validation_vectors: np.ndarray
-    validation_classes: np.ndarray
+    best: Epoch
+    before: np.ndarray
+    after: np.ndarray
+    classes: np.ndarray
 
     @property
     def scores(self) -> Scores:
         """On the validation split, itself left out."""
-        return self.epochs[-1].validation
+        return self.best.validation
 
 
-def set_threads(threads: int, local_rank: int = 0) -> None:
-    """Threads of this process, and its GPU where there are any. Before anything is computed."""
+class Watcher:
+    """Who is told how a training goes. This one does not listen."""
+
+    def step(self, done: int, total: int) -> None:
+        """Steps done on this rank, and steps in all."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch has been validated; told on every rank."""
+
+    def resumed(self, step: int) -> None:
+        """The training goes on from a checkpoint after so many steps."""
+
+
+@dataclass
+class _Place:
+    """Where a training stands; with the variables, all of it."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    repeated: int = 0
+    curve: list[Epoch] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> _Place:
+        curve = [
+            Epoch(**{**epoch, "validation": Scores(**epoch["validation"])})
+            for epoch in kept["curve"]
+        ]
+        return cls(**{**kept, "curve": curve})
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """Steps taken in a row, the seconds they took, and those of them without data."""
+
+    steps: int
+    seconds: float
+    waited: float
+
+
+def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # noqa: B008
+    """Threads, GPU, precision and determinism of this process. Before anything is computed.
+
+    Args:
+        train: see `Train`.
+        ranks: whose place on the machine decides the GPU: Spark's where it assigned one.
+        sharing: processes that share the machine's cores, where `train.threads` does not say.
+    """
+    sharing = max(sharing, ranks.local_size)
+    threads = train.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        own = gpus[local_rank % len(gpus)]
+        assigned = ranks.devices
+        number = int(assigned[0]) if assigned else ranks.local_rank
+        own = gpus[number % len(gpus)]
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
-
-
-def _nobody(*_: object) -> None:
-    """Who is told where nobody asks."""
+    if train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    precision = train.precision
+    if precision == "auto":
+        precision = "mixed_float16" if gpus else "float32"
+    tf.keras.mixed_precision.set_global_policy(precision)
 
 
 def fit(
@@ -63,8 +153,8 @@ def fit(
     train: Train,
     seed: int,
     ranks: Ranks,
-    on_step: Callable[[int, int], None] = _nobody,
-    on_epoch: Callable[[Epoch], None] = _nobody,
+    watcher: Watcher | None = None,
+    keeper: Checkpoints | None = None,
 ) -> Fitted:
     """Train a network on a snapshot.
 
@@ -73,148 +163,321 @@ def fit(
         train: see `Train`.
         seed: of weights, batches and augmentation.
         ranks: the processes that train together.
-        on_step: told the steps done and the steps in all.
-        on_epoch: told each epoch, on every rank.
+        watcher: told how it goes.
+        keeper: where to go on from, and where to keep the state every so many steps.
 
     Raises:
         ConfigError: a batch that the snapshot cannot fill.
         LookalikeError: the loss is no number.
     """
-    tf.keras.utils.set_random_seed(seed)
-    network = networks.make(train.network, snapshot.preprocessing, train.embedding_size)
-    per_epoch = planning.steps_per_epoch(snapshot.train_items, ranks.size, train.batch)
-    steps = per_epoch * train.epochs
-    optimizer = _optimizer(train, steps)
-    optimizer.build(network.trainable_variables)
-    ranks.share([*network.variables, *optimizer.variables])
-    step = _step(network, optimizer, losses.multi_similarity(train.loss, ranks), ranks)
-    pixels, classes = snapshot.validation()
-    shard = Shard(
-        rank=ranks.rank,
-        ranks=ranks.size,
-        batch=train.batch,
-        seed=seed,
-        buffer_items=train.buffer_mb * 2**20 // snapshot.preprocessing.item_bytes,
-    )
-    epochs: list[Epoch] = []
-    vectors = np.empty((0, train.embedding_size), np.float32)
-    for number in range(train.epochs):
-        repeated: list[int] = []
-        total = tf.zeros(())
-        batches = epoch_batches(snapshot, shard, number)
-        for taken, (images, labels) in enumerate(
-            _augmented(batches, snapshot, train, [seed, number, ranks.rank], repeated),
-            start=1,
-        ):
-            total += step(images, labels)
-            on_step(number * per_epoch + taken, steps)
-        loss = float(ranks.mean(total / per_epoch))
-        if not np.isfinite(loss):
+    return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        train: Train,
+        seed: int,
+        ranks: Ranks,
+        watcher: Watcher,
+        keeper: Checkpoints | None,
+    ):
+        tf.keras.utils.set_random_seed(seed)
+        self.snapshot, self.train, self.seed, self.ranks = snapshot, train, seed, ranks
+        self.watcher, self.keeper = watcher, keeper
+        self.per_epoch = planning.steps_per_epoch(snapshot.train_items, ranks.size, train.batch)
+        self.steps = self.per_epoch * train.epochs
+        self.network = self._network()
+        if train.init_from is not None:
+            networks.start_from(self.network, train.init_from)
+        self.objective = losses.make(train, len(snapshot.classes), ranks)
+        self.trained = [*self.network.trainable_variables, *self.objective.trainable_variables]
+        self.optimizer = _optimizer(train, self.steps, ranks.size)
+        self.optimizer.build(self.trained)
+        self.step = _step(self.network, self.optimizer, self.objective, ranks)
+        self.state = tf.train.Checkpoint(
+            network=self.network, optimizer=self.optimizer, objective=self.objective
+        )
+        self.encode = _encoder(self.network)
+        self.place = _Place()
+        self.best: list[np.ndarray] = []
+        """Weights of the best epoch, where training may go on beyond it."""
+
+    def run(self) -> Fitted:
+        pixels, classes = self.snapshot.validation()
+        before = self._vectors(pixels)
+        self._resume()
+        while self.place.epoch < self.train.epochs and not self._stale():
+            pace = self._epoch()
+            with self._averaged():
+                scores = _scores(self._vectors(pixels), classes, self.ranks)
+                self._end_epoch(scores, pace)
+        curve = self.place.curve
+        best = curve[-1]
+        if self.train.ema:
+            self._average()
+        if self.best:
+            best = max(curve, key=lambda epoch: epoch.validation.map_at_r)
+            self.network.set_weights(self.best)
+        if tf.keras.mixed_precision.global_policy().name != "float32":
+            # What is exported computes alike everywhere.
+            tf.keras.mixed_precision.set_global_policy("float32")
+            trained, self.network = self.network, self._network()
+            self.network.set_weights(trained.get_weights())
+            self.encode = _encoder(self.network)
+        after = self._vectors(pixels)
+        return Fitted(self.network, tuple(curve), best, before, after, classes)
+
+    def _network(self) -> tf.keras.Model:
+        train = self.train
+        return networks.make(
+            train.network,
+            self.snapshot.preprocessing,
+            train.embedding_size,
+            self.ranks,
+            train.sync_batch_norm,
+        )
+
+    def _epoch(self) -> _Pace:
+        """Take an epoch's steps, or those that are left of it."""
+        place, train = self.place, self.train
+        losses_since: list[tf.Tensor] = []
+        taken, waited, begin = 0, 0.0, time.perf_counter()
+        batches = iter(self._batches())
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            images, classes, repeated = batch
+            losses_since.append(self.step(images, classes))
+            taken += 1
+            place.step += 1
+            place.repeated += int(repeated)
+            done = place.epoch * self.per_epoch + place.step
+            due = self.keeper is not None and done % train.checkpoint_steps == 0
+            if due or done % _LOOKED_AT == 0 or place.step == self.per_epoch:
+                self._count(losses_since)
+                losses_since.clear()
+            if due:
+                self._keep(done)
+            self.watcher.step(done, self.steps)
+        return _Pace(taken, time.perf_counter() - begin, waited)
+
+    def _count(self, since: list[tf.Tensor]) -> None:
+        values = tf.stack(since).numpy()
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            done = self.place.epoch * self.per_epoch + self.place.step
             raise LookalikeError(
-                f"the loss became {loss} in epoch {number + 1} of {train.epochs}",
-                remedy="Lower train.learning_rate",
+                f"the loss became {values[wrong[0]]} at step {done - len(since) + wrong[0] + 1:,} "
+                f"of {self.steps:,} on rank {self.ranks.rank}",
+                remedy="Lower train.learning_rate or set train.clip_norm. " + self._kept_so_far(),
             )
-        _average_statistics(network, ranks)
-        vectors = encode(network, pixels)
-        epoch = Epoch(number, per_epoch, loss, _scores(vectors, classes), sum(repeated))
-        epochs.append(epoch)
-        on_epoch(epoch)
-    return Fitted(network, tuple(epochs), vectors, classes)
+        self.place.loss += float(values.sum())
+
+    def _kept_so_far(self) -> str:
+        last = self.keeper.newest() if self.keeper is not None else None
+        if last is None:
+            return "There is no checkpoint"
+        return f"The last checkpoint is of step {last.meta['step']:,}, in {last.uri}"
+
+    def _end_epoch(self, validation: Scores, pace: _Pace) -> None:
+        place = self.place
+        images = self.ranks.size * self.train.batch.size * pace.steps
+        epoch = Epoch(
+            number=place.epoch,
+            steps=self.per_epoch,
+            loss=float(self.ranks.mean(tf.constant(place.loss / self.per_epoch))),
+            validation=validation,
+            repeated=place.repeated,
+            images_per_second=images / pace.seconds,
+            waiting=pace.waited / pace.seconds,
+        )
+        place.curve.append(epoch)
+        if self.train.patience is not None and self._since_best() == 0:
+            self.best = self.network.get_weights()
+        place.epoch, place.step, place.loss, place.repeated = place.epoch + 1, 0, 0.0, 0
+        self.watcher.epoch(epoch)
+
+    def _since_best(self) -> int:
+        scores = [epoch.validation.map_at_r for epoch in self.place.curve]
+        return len(scores) - 1 - int(np.argmax(scores))
+
+    def _stale(self) -> bool:
+        patience = self.train.patience
+        return patience is not None and bool(self.place.curve) and self._since_best() >= patience
+
+    # The state, kept and taken up again.
+
+    def _keep(self, done: int) -> None:
+        self._average_statistics()
+        # As on all ranks, so that whoever goes on from here has it right.
+        self.place.loss = float(self.ranks.mean(tf.constant(self.place.loss)))
+        if self.ranks.rank != 0 or self.keeper is None:
+            return
+        for variable in self.network.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise LookalikeError(
+                    f"the weights {variable.name} became NaN or infinite before step {done:,} of "
+                    f"{self.steps:,}",
+                    remedy=_CALMER + self._kept_so_far(),
+                )
+        with artifacts.workbench() as folder:
+            self.state.write(str(folder / _VARIABLES))
+            np.savez(folder / _BEST, *self.best)
+            self.keeper.save(folder, done, asdict(self.place))
+
+    def _resume(self) -> None:
+        found = None
+        if self.ranks.rank == 0 and self.keeper is not None:
+            found = self.keeper.newest()
+        uri = self.ranks.told(None if found is None else found.uri)
+        if uri is None:
+            self.ranks.share([*self.network.variables, *self.objective.trainable_variables])
+            return
+        kept = artifacts.open_artifact(uri, checkpoints.KIND)
+        with artifacts.workbench() as folder:
+            files = artifacts.fetch(kept, folder)
+            self.state.read(str(files / _VARIABLES)).assert_existing_objects_matched()
+            with np.load(files / _BEST, allow_pickle=False) as best:
+                self.best = [best[f"arr_{i}"] for i in range(len(best))]
+        self.place = _Place.of(kept.meta["place"])
+        self.watcher.resumed(kept.meta["step"])
+
+    # Weights that are validated and exported.
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network with the weights that would leave it now."""
+        self._average_statistics()
+        if not self.train.ema:
+            yield
+            return
+        live = [variable.numpy() for variable in self.trained]
+        self._average()
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.trained, live, strict=True):
+                variable.assign(value)
+
+    def _average(self) -> None:
+        getattr(self.optimizer, "inner_optimizer", self.optimizer).finalize_variable_values(
+            self.trained
+        )
+
+    def _average_statistics(self) -> None:
+        # Batch normalisation's running means are each rank's own until here. What they become is
+        # linear in them: averaging more often changes nothing.
+        for variable in self.network.non_trainable_variables:
+            if variable.dtype.is_floating:
+                variable.assign(self.ranks.mean(variable))
+
+    def _vectors(self, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
+        """Vectors of images, a share of them by each rank: float32 (n, dim) on all."""
+        size, dim = self.ranks.size, self.network.output_shape[1]
+        own = pixels[self.ranks.rank :: size]
+        parts = [self.encode(own[i : i + batch]).numpy() for i in range(0, len(own), batch)]
+        vectors = np.concatenate([np.empty((0, dim), np.float32), *parts])
+        if size == 1:
+            return vectors
+        order = np.concatenate([np.arange(len(pixels))[rank::size] for rank in range(size)])
+        result = np.empty((len(pixels), dim), np.float32)
+        result[order] = self.ranks.gather_uneven(vectors)
+        return result
+
+    def _batches(self) -> tf.data.Dataset:
+        """The rest of an epoch's batches, read and changed ahead of their use."""
+        place, train, preprocessing = self.place, self.train, self.snapshot.preprocessing
+        shard = Shard(
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+            batch=train.batch,
+            seed=self.seed,
+            buffer_items=train.buffer_mb * 2**20 // preprocessing.item_bytes,
+        )
+        batches = epoch_batches(self.snapshot, shard, place.epoch, place.step)
+
+        def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+            for batch in batches:
+                yield batch.pixels, batch.classes, batch.repeated
+
+        data = tf.data.Dataset.from_generator(
+            plain,
+            output_signature=(
+                tf.TensorSpec((train.batch.size, *preprocessing.shape), tf.uint8),
+                tf.TensorSpec((train.batch.size,), tf.int32),
+                tf.TensorSpec((), tf.int32),
+            ),
+        )
+        if train.augment != Augment():
+            seed = [self.seed, place.epoch, self.ranks.rank]
+            start = int(np.random.default_rng(seed).integers(2**31)) + place.step
+            data = data.enumerate(start).map(
+                lambda number, batch: (augmented(batch[0], train.augment, number), *batch[1:])
+            )
+        return data.prefetch(4)
 
 
-def encode(network: tf.keras.Model, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
-    """Vectors of images: uint8 (n, size, size, channels) to float32 (n, dim)."""
-    parts = [
-        network(pixels[i : i + batch], training=False).numpy() for i in range(0, len(pixels), batch)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, network.output_shape[1]), np.float32)
+def _encoder(network: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    encode: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+        partial(network, training=False), reduce_retracing=True
+    )
+    return encode
 
 
-def _optimizer(train: Train, steps: int) -> tf.keras.optimizers.Optimizer:
+def _optimizer(train: Train, steps: int, ranks: int) -> tf.keras.optimizers.Optimizer:
     warm = int(train.warmup * steps)
+    rate = train.learning_rate * ranks ** _GROWTH[train.rank_scaling]
     schedule = tf.keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warm else train.learning_rate,
+        initial_learning_rate=0.0 if warm else rate,
         decay_steps=max(1, steps - warm),
-        warmup_target=train.learning_rate if warm else None,
+        warmup_target=rate if warm else None,
         warmup_steps=warm,
     )
-    return tf.keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)
+    optimizer = tf.keras.optimizers.AdamW(
+        schedule,
+        weight_decay=train.weight_decay,
+        global_clipnorm=train.clip_norm,
+        use_ema=train.ema > 0,
+        ema_momentum=train.ema or 0.99,
+    )
+    if tf.keras.mixed_precision.global_policy().name == "mixed_float16":
+        return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def _step(
     network: tf.keras.Model,
     optimizer: tf.keras.optimizers.Optimizer,
-    loss: losses.BatchLoss,
+    objective: losses.Objective,
     ranks: Ranks,
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    scaled = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+
     @tf.function
     def step(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        trained = [*network.trainable_variables, *objective.trainable_variables]
         with tf.GradientTape() as tape:
-            value = loss(classes, network(images, training=True))
-        gradients = tape.gradient(value, network.trainable_variables)
-        optimizer.apply_gradients(
-            zip(ranks.averaged(gradients), network.trainable_variables, strict=True)
-        )
+            value = objective(classes, network(images, training=True))
+            differentiated = optimizer.get_scaled_loss(value) if scaled else value
+        gradients = tape.gradient(differentiated, trained)
+        if scaled:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        optimizer.apply_gradients(zip(ranks.averaged(gradients), trained, strict=True))
         return value
 
     return step
 
 
-def _augmented(
-    batches: Iterator[Batch],
-    snapshot: Snapshot,
-    train: Train,
-    seed: list[int],
-    repeated: list[int],
-) -> tf.data.Dataset:
-    def plain() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in batches:
-            repeated.append(batch.repeated)
-            yield batch.pixels, batch.classes
-
-    shape = snapshot.preprocessing.shape
-    data = tf.data.Dataset.from_generator(
-        plain,
-        output_signature=(
-            tf.TensorSpec((train.batch.size, *shape), tf.uint8),
-            tf.TensorSpec((train.batch.size,), tf.int32),
-        ),
-    )
-    start = int(np.random.default_rng(seed).integers(2**31))
-    if train.augment != Augment():
-        data = data.enumerate(start).map(
-            lambda number, batch: (_changed(batch[0], train.augment, number), batch[1])
-        )
-    return data.prefetch(4)
-
-
-def _changed(images: tf.Tensor, augment: Augment, number: tf.Tensor) -> tf.Tensor:
-    count, height, width = images.shape[0], images.shape[1], images.shape[2]
-    if augment.flip:
-        flips = tf.random.stateless_uniform((count, 1, 1, 1), [number, 0]) < 0.5
-        images = tf.where(flips, tf.reverse(images, [2]), images)
-    if augment.shift:
-        room = augment.shift
-        # Edge rows and columns are repeated, not blackened: catalogues have white grounds too.
-        padded = tf.pad(images, [[0, 0], [room, room], [room, room], [0, 0]], "SYMMETRIC")
-        offsets = tf.random.stateless_uniform(
-            (count, 2), [number, 1], maxval=2 * room + 1, dtype=tf.int32
-        )
-        rows = offsets[:, :1] + tf.range(height)
-        columns = offsets[:, 1:] + tf.range(width)
-        images = tf.gather(padded, rows, axis=1, batch_dims=1)
-        images = tf.gather(images, columns, axis=2, batch_dims=1)
-    return images
-
-
-def _average_statistics(network: tf.keras.Model, ranks: Ranks) -> None:
-    # Batch normalisation's running means are each rank's own until here.
-    for variable in network.non_trainable_variables:
-        if variable.dtype.is_floating:
-            variable.assign(ranks.mean(variable))
-
-
-def _scores(vectors: np.ndarray, classes: np.ndarray) -> Scores:
+def _scores(vectors: np.ndarray, classes: np.ndarray, ranks: Ranks) -> Scores:
+    """By rank 0, which tells the others: they must agree on when to stop."""
+    if ranks.rank != 0:
+        return Scores(**ranks.told(None))
     everyone = np.arange(len(vectors))
     found = exact_scores(vectors, classes, vectors, classes, self_rows=everyone)
-    return replace(found, by_class={})
+    ranks.told(asdict(found := replace(found, by_class={})))
+    return found

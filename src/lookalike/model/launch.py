@@ -1,25 +1,28 @@
-"""Training on several ranks: Horovod inside a Spark job."""
+"""Training on several ranks: Horovod inside a Spark job, begun again where a rank dies."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
-from mlflow.exceptions import MlflowException
+import numpy as np
 
+from lookalike import errors
 from lookalike.config import Train
-from lookalike.errors import LookalikeError, raised_in
-from lookalike.tracking import Run
+from lookalike.errors import LookalikeError
+from lookalike.model.checkpoints import Checkpoints
+from lookalike.model.line import Address, Exchange, Heard, Line, Message
 
-_KEPT_LINES = 200
-_TOLD_EVERY = 2.0
-"""Seconds between two words on progress, which go by MLflow: it is where all ranks can write."""
+_PATIENCE = 15.0
+"""Seconds in which ranks may end by themselves once one of them is lost."""
+
+_LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,23 +32,23 @@ class Job:
     Attributes:
         snapshot: URI of the snapshot.
         encoders: folder or URI of all encoders; rank 0 commits there.
+        checkpoints: folder or URI of this training's checkpoints.
         train: see `Train`.
         seed: of everything random.
         made_from: what the encoder's manifest says of its origin.
-        run: the MLflow run that rank 0 logs to.
     """
 
     snapshot: str
     encoders: str
+    checkpoints: str
     train: Train
     seed: int
     made_from: dict[str, Any]
-    run: Run
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What rank 0 committed.
+    """What rank 0 committed, and what it saw.
 
     Attributes:
         uri: of the encoder.
@@ -53,6 +56,9 @@ class Trained:
         scores: on the validation split, itself left out.
         repeated: images that came twice in an epoch, as a share, on rank 0.
         steps: that every rank took.
+        curve: what each epoch brought, by name.
+        before, after: float32 (n, dim), vectors of the validation images.
+        classes: int32 (n,), their class numbers.
     """
 
     uri: str
@@ -60,159 +66,301 @@ class Trained:
     scores: dict[str, float]
     repeated: float
     steps: int
+    curve: list[dict[str, float]]
+    before: np.ndarray
+    after: np.ndarray
+    classes: np.ndarray
 
 
-def train(job: Job, on_step: Callable[[int, int], None], log: Path) -> Trained:
+@dataclass(frozen=True)
+class Audience:
+    """Who is told how a training goes.
+
+    Attributes:
+        progress: steps done, steps in all, and images a second over all ranks, in words.
+        epoch: what an epoch brought, by name.
+        say: a sentence for people.
+    """
+
+    progress: Callable[[int, int, str], None]
+    epoch: Callable[[dict[str, float]], None]
+    say: Callable[[str], None]
+
+
+class RankError(LookalikeError):
+    """A rank ended or fell silent; the others cannot go on without it."""
+
+    def __init__(self, fact: str, **facts: str):
+        super().__init__(fact, **facts)
+        self.fact = fact
+
+
+def train(job: Job, audience: Audience, log: Path) -> Trained:
     """Train on `job.train.ranks` ranks and commit the encoder.
 
-    Each rank is a Spark task of the active session, which needs as many slots.
+    Each rank is a Spark task of the active session, which needs as many slots. Where one dies, all
+    begin again from the last checkpoint, up to `job.train.restarts` times.
 
     Args:
         job: what to do.
-        on_step: told the steps done and the steps in all.
+        audience: told how it goes.
         log: file for what the ranks print.
 
     Raises:
-        LookalikeError: what a rank raised, or that one ended and where its output is.
+        LookalikeError: what a rank raised.
+        RankError: which rank ended, and where its output is.
     """
+    for attempt in range(job.train.restarts + 1):
+        try:
+            return _attempt(job, audience, log)
+        except RankError as error:
+            last = Checkpoints(job.checkpoints).newest()
+            step = 0 if last is None else last.meta["step"]
+            if attempt == job.train.restarts:
+                raise RankError(
+                    error.fact,
+                    remedy=f"What it printed is in {log}. Run `lookalike train` again: it goes on "
+                    f"from step {step:,}",
+                ) from error
+            wait = min(2.0**attempt, _LONGEST_WAIT)
+            audience.say(
+                f"{error.fact}; what it printed is in {log}. All begin again from step {step:,} in "
+                f"{wait:.0f} s (restart {attempt + 1} of {job.train.restarts})"
+            )
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
     # Imported late: it takes a second, and its launcher alone, no TensorFlow, comes with it.
     from horovod.spark import run
+    from horovod.spark.driver import job_id
+    from pyspark import SparkContext
 
-    with _Output(log) as output, _watched(job.run, on_step):
+    spark = SparkContext._active_spark_context
+    assert spark is not None, "the caller opens a session"
+    # The group of the job that `run` starts next: cancelling it ends even ranks that hang.
+    group = f"horovod.spark.run.{job_id.next_job_id() + 1}"
+    with (
+        _Output(log) as output,
+        Exchange(str(spark.getConf().get("spark.driver.host", "127.0.0.1"))) as exchange,
+        _watched(exchange, job.train, audience, lambda: spark.cancelJobGroup(group)) as seen,
+    ):
         try:
             results = run(
                 _rank,
-                args=(job,),
+                args=(job, exchange.address),
                 num_proc=job.train.ranks,
                 use_gloo=True,
                 stdout=output,
                 stderr=output,
                 verbose=0,
             )
-        except LookalikeError:
-            raise
         except Exception as error:
-            raise output.error(error) from error
+            if exchange.ranks:
+                exchange.hang_up()
+            raise seen.error(exchange, error) from error
     return Trained(**results[0])
 
 
-def _rank(job: Job) -> dict[str, Any] | None:
+def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
     from lookalike.model import fit as training
     from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks
 
     ranks = Ranks.all()
-    training.set_threads(job.train.threads, ranks.local_rank)
-    snapshot = Snapshot.open(job.snapshot)
     first = ranks.rank == 0
+    with Line(driver, ranks.rank) as line:
 
-    told = 0.0
+        class Watcher(training.Watcher):
+            def step(self, done: int, total: int) -> None:
+                line.at(done, total)
 
-    def on_step(step: int, steps: int) -> None:
-        nonlocal told
-        if first and (time.monotonic() - told > _TOLD_EVERY or step == steps):
-            told = time.monotonic()
-            with suppress(MlflowException, OSError):  # no training ends for want of a word
-                job.run.metrics({"step": step, "steps": steps}, step=step)
+            def epoch(self, epoch: training.Epoch) -> None:
+                if first:
+                    line.tell("epoch", **_named(epoch))
 
-    def on_epoch(epoch: training.Epoch) -> None:
-        if first:
-            values = {f"validation_{k}": getattr(epoch.validation, k) for k in _CURVE}
-            job.run.metrics({"loss": epoch.loss, **values}, step=epoch.number)
+            def resumed(self, step: int) -> None:
+                if first:
+                    line.tell("resumed", at=step)
 
-    fitted = training.fit(snapshot, job.train, job.seed, ranks, on_step, on_epoch)
-    return _commit(job, snapshot, fitted) if first else None
+        try:
+            training.set_up(job.train, ranks)
+            snapshot = Snapshot.open(job.snapshot)
+            checkpoints = Checkpoints(job.checkpoints)
+            fitted = training.fit(snapshot, job.train, job.seed, ranks, Watcher(), checkpoints)
+            return _commit(job, snapshot, fitted) if first else None
+        except LookalikeError as error:
+            line.tell("failed", ours=type(error).__name__, words=str(error), facts=error.__dict__)
+            raise
+        except Exception as error:
+            line.tell("failed", ours=None, words=f"{type(error).__name__}: {error}"[:2000])
+            raise
 
 
 _CURVE = ("p_at_1", "knn_accuracy", "map_at_10", "map_at_r")
 
 
+def _named(epoch: Any) -> dict[str, float]:
+    return {
+        "epoch": epoch.number + 1,
+        "loss": epoch.loss,
+        **{name: getattr(epoch.validation, name) for name in _CURVE},
+        "images_per_second": epoch.images_per_second,
+        "waiting": epoch.waiting,
+    }
+
+
 def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
     from lookalike import encoder
     from lookalike.metrics import calibrate
-    from lookalike.model.export import to_onnx
+    from lookalike.model import export
 
     specification = encoder.Specification(
         preprocessing=snapshot.preprocessing,
         metric="cosine",
         dim=job.train.embedding_size,
-        calibration=calibrate(fitted.validation_vectors, fitted.validation_classes, job.seed),
+        calibration=calibrate(fitted.after, fitted.classes, job.seed),
     )
     scores = {name: getattr(fitted.scores, name) for name in fitted.scores.METRICS}
     committed = encoder.commit(
         job.encoders,
-        to_onnx(fitted.network, snapshot.preprocessing),
+        export.to_onnx(fitted.network, snapshot.preprocessing),
         specification,
         {**job.made_from, "train": job.train.model_dump(), "validation": scores},
+        weights=export.weights(fitted.network),
     )
     steps = sum(epoch.steps for epoch in fitted.epochs)
     repeated = sum(epoch.repeated for epoch in fitted.epochs)
-    return asdict(
-        Trained(
-            uri=committed.uri,
-            fingerprint=committed.meta["fingerprint"],
-            scores=scores,
-            repeated=repeated / (steps * job.train.batch.size),
-            steps=steps,
-        )
+    trained = Trained(
+        uri=committed.uri,
+        fingerprint=committed.meta["fingerprint"],
+        scores=scores,
+        repeated=repeated / (steps * job.train.batch.size),
+        steps=steps,
+        curve=[_named(epoch) for epoch in fitted.epochs],
+        before=fitted.before,
+        after=fitted.after,
+        classes=fitted.classes,
     )
+    return asdict(trained)
+
+
+class _Seen:
+    """What went wrong, as the lines told it."""
+
+    def __init__(self) -> None:
+        self.refused: LookalikeError | None = None
+        """What a rank raised on purpose: beginning again would end alike."""
+        self.failed: list[str] = []
+        self.silent: list[Heard] = []
+
+    def error(self, exchange: Exchange, cause: Exception) -> LookalikeError:
+        """The first thing that went wrong: what follows in other ranks follows from it."""
+        if self.refused is not None:
+            return self.refused
+        if self.silent:
+            return RankError(f"{self.silent[0]} said nothing for too long")
+        if exchange.lost:
+            # A rank that raised said so before its line broke.
+            lost = str(exchange.lost[0])
+            told = [words for words in self.failed if words.startswith(lost)]
+            return RankError(told[0] if told else f"{lost} ended without a word")
+        lines = [line for line in str(cause).splitlines() if line.strip()]
+        return RankError(f"the ranks did not start, or ended ({'; '.join(lines[-2:])[:300]})")
+
+    def hear(self, who: Heard, message: Message) -> None:
+        if message["ours"] is None:
+            self.failed.append(f"{who} failed with {message['words']}")
+        elif self.refused is None:
+            kind = getattr(errors, message["ours"], LookalikeError)
+            self.refused = errors.restored(kind, message["words"], message["facts"])
 
 
 @contextmanager
-def _watched(run: Run, on_step: Callable[[int, int], None]) -> Iterator[None]:
-    over = threading.Event()
+def _watched(
+    exchange: Exchange, train: Train, audience: Audience, cancel: Callable[[], object]
+) -> Iterator[_Seen]:
+    seen, over, told = _Seen(), threading.Event(), set()
+    begin: tuple[float, int] | None = None
+    trouble: float | None = None
+
+    def hear() -> None:
+        with suppress(Empty):
+            while True:
+                who, message = exchange.said.get(timeout=0.5)
+                if message["kind"] == "failed":
+                    seen.hear(who, message)
+                elif message["kind"] == "resumed":
+                    audience.say(f"Going on from the checkpoint at step {message['at']:,}")
+                elif message["kind"] == "epoch" and message["epoch"] not in told:
+                    told.add(message["epoch"])
+                    audience.epoch(
+                        {k: v for k, v in message.items() if k not in ("kind", "step", "steps")}
+                    )
+
+    def show() -> None:
+        nonlocal begin
+        first = exchange.ranks.get(0)
+        if first is None or not first.steps:
+            return
+        now, step = time.monotonic(), first.step
+        if begin is None:
+            begin = (now, step)
+        images = (step - begin[1]) * train.batch.size * train.ranks
+        pace = f"{images / (now - begin[0]):,.0f} images/s" if now > begin[0] and images else ""
+        audience.progress(step, first.steps, pace)
 
     def watch() -> None:
-        while not over.wait(_TOLD_EVERY):
-            with suppress(MlflowException, OSError):
-                values = run.latest()
-                if "steps" in values:
-                    on_step(int(values["step"]), int(values["steps"]))
+        nonlocal trouble
+        while not over.is_set():
+            hear()
+            show()
+            if not seen.silent:
+                seen.silent = exchange.silent(train.silence)
+            if trouble is None and (seen.silent or exchange.lost):
+                # The others wait for it in a collective operation: some notice, some do not.
+                trouble = time.monotonic()
+            if trouble is not None and time.monotonic() - trouble > (
+                0 if seen.silent else _PATIENCE
+            ):
+                exchange.hang_up()
+                cancel()
+                trouble = float("inf")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield seen
     finally:
         over.set()
         watcher.join()
+        hear()
+        show()
 
 
 class _Output:
-    """The stream that ranks' output comes through: into a file, the end of it kept."""
+    """The stream that ranks' output comes through, into a file."""
 
     def __init__(self, log: Path):
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._path = log
         self._file = log.open("a", encoding="utf-8")
-        self._last: deque[str] = deque(maxlen=_KEPT_LINES)
         self._lock = threading.Lock()
 
     def __enter__(self) -> _Output:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._lock:
+            self._file.close()
 
     def write(self, text: str) -> int:
         with self._lock:
-            if self._file.closed:
-                return len(text)
-            self._file.write(text)
-            self._last.append(text)
+            if not self._file.closed:
+                self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
         with self._lock:
             if not self._file.closed:
                 self._file.flush()
-
-    def error(self, cause: Exception) -> LookalikeError:
-        """What a rank raised, else what Horovod says."""
-        if (ours := raised_in("".join(self._last))) is not None:
-            return ours
-        lines = [line for line in str(cause).splitlines() if line.strip()]
-        return LookalikeError(
-            f"a rank of the training ended ({'; '.join(lines[-2:])[:300]})",
-            remedy=f"Its output is in {self._path}; run `lookalike train` again",
-        )

@@ -188,28 +188,31 @@ class Pool:
             times[group == self._random.choice(len(weight), p=weight / weight.sum())] -= 4 * _FIRST
         nearest = np.argpartition(times, self._batch.classes - 1)[: self._batch.classes]
         classes = ready[nearest]
-        slots: list[int] = []
-        freed: list[int] = []
+        taken: list[int] = []
         shares = self._random.random((len(classes), k)).tolist()
         for c, share in zip(classes.tolist(), shares, strict=True):
             held = self._slots[c]
-            if len(held) < k:  # a small class: all it has, then the same again
-                slots += [held[i % len(held)] for i in self._random.permutation(k)]
-                freed += held
+            if (size := len(held)) < k:  # a small class: all it has, then the same again
+                taken += [held[i % size] for i in self._random.permutation(k)]
+                self._free += held
                 held.clear()
-            else:
-                for part in share:
-                    place = int(part * len(held))
-                    held[place], held[-1] = held[-1], held[place]
-                    freed.append(held[-1])
-                    slots.append(held.pop())
-        self._free += freed
-        self._held[classes] = [len(self._slots[c]) for c in classes]
+                continue
+            for part in share:
+                place, size = int(part * size), size - 1
+                held[place], held[size] = held[size], held[place]
+            taken += held[size:]
+            self._free += held[size:]
+            del held[size:]
+        slots = np.array(taken)
+        self._held[classes] -= np.minimum(self._held[classes], k)
         self._note(classes)
-        images = self._image[freed]
-        fresh = len(images) - np.count_nonzero(self._used[images])
+        images = self._image[slots]
+        again = np.count_nonzero(self._used[images])
+        if (self._layout.counts[classes] < k).any():
+            distinct = np.unique(images)
+            again = len(images) - len(distinct) + np.count_nonzero(self._used[distinct])
         self._used[images] = True
-        return Draw(classes.astype(np.int32), np.array(slots), len(slots) - fresh)
+        return Draw(classes.astype(np.int32), slots, int(again))
 
 
 _FIRST = 100.0

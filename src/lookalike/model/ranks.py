@@ -89,6 +89,10 @@ class Ranks:
         """A value averaged over ranks."""
         return value if self.size == 1 else self.horovod.allreduce(value, op=self.horovod.Average)
 
+    def told(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; any that pickles."""
+        return value if self.size == 1 else self.horovod.broadcast_object(value, root_rank=0)
+
     def share(self, variables: Sequence[tf.Variable]) -> None:
         """Give all ranks rank 0's values."""
         if self.size > 1:

@@ -94,7 +94,7 @@ def search(
     trials = SparkTrials(parallelism=tune.parallelism, spark_session=spark)
 
     def objective(values: dict[str, Any]) -> dict[str, Any]:
-        return _run_trial(snapshot, fixed, values, seed)
+        return _run_trial(snapshot, fixed, values, seed, tune.parallelism)
 
     with _watched(trials, space, on_trial):
         try:
@@ -135,13 +135,15 @@ def _expression(key: str, spec: Range) -> Any:
     raise AssertionError(spec)
 
 
-def _run_trial(snapshot: str, train: Train, values: dict[str, Any], seed: int) -> dict[str, Any]:
+def _run_trial(
+    snapshot: str, train: Train, values: dict[str, Any], seed: int, sharing: int
+) -> dict[str, Any]:
     from lookalike.model import fit as training
     from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks
 
     begin = time.time()
-    training.set_threads(train.threads)
+    training.set_up(train, sharing=sharing)
     fitted = training.fit(
         Snapshot.open(snapshot), with_values(train, _plain(values)), seed, Ranks()
     )

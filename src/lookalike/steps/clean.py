@@ -150,6 +150,9 @@ def _folders(context: Context) -> Iterator[tuple[str, Manifest | None]]:
         (retention.INSPECTION, context.inspections),
     ):
         yield from artifacts.survey(root, kind)
+    # Of trainings that never ended: one that does removes its own.
+    for info in artifacts.children(context.checkpoints):
+        yield artifacts.join(context.checkpoints, str(info.base_name)), None
 
 
 def _artefact(uri: str, manifest: Manifest) -> Thing:

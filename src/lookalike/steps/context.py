@@ -56,18 +56,22 @@ class Context:
 
     Args:
         config: the recipe.
-        progress: told what is done and what there is in all, by steps that know.
+        progress: told what is done and what there is in all, by steps that know; and in a third
+            word, at what pace.
+        say: told what people should know before a step is done.
         log: folder for what ranks print.
     """
 
     def __init__(
         self,
         config: Config,
-        progress: Callable[[int, int], None] = _nobody,
+        progress: Callable[..., None] = _nobody,
+        say: Callable[[str], None] = _nobody,
         log: Path | None = None,
     ):
         self.config = config
         self.progress = progress
+        self.say = say
         self.log = log or Path(tempfile.gettempdir()) / "lookalike-logs"
 
     def __enter__(self) -> Context:
@@ -131,6 +135,10 @@ class Context:
     @property
     def encoders(self) -> str:
         return artifacts.join(self.files, "encoders")
+
+    @property
+    def checkpoints(self) -> str:
+        return artifacts.join(self.files, "checkpoints")
 
     @property
     def indexes(self) -> str:

@@ -6,18 +6,24 @@ and what is fitted is the probability that two items share a label at a distance
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 
 from lookalike import artifacts, encoder
 from lookalike.columns import VALIDATION
 from lookalike.config import VectorsData, with_values
 from lookalike.encoder import Specification
 from lookalike.errors import DataError
-from lookalike.metrics import Calibration, calibrate
+from lookalike.metrics import Calibration, calibrate, held_out_reliability
 from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
+from lookalike.tracking import Run
+
+if TYPE_CHECKING:
+    from lookalike.model.launch import Trained
 
 STEP = "train"
 
@@ -28,6 +34,7 @@ class TrainedEncoder(Result):
     uri: str
     fingerprint: str
     validation: dict[str, float]
+    calibration_error: float | None = None
     repeated: float
     steps: int
     ranks: int
@@ -35,10 +42,12 @@ class TrainedEncoder(Result):
 
     @property
     def words(self) -> str:
+        error = self.calibration_error
         return (
             f"encoder {self.fingerprint[:12]}: {self.steps:,} steps on each of {self.ranks} ranks "
             f"(padding: {self.repeated:.1%} of the images came twice in an epoch); validation "
             f"P@1 {self.validation['p_at_1']:.3f}, MAP@R {self.validation['map_at_r']:.3f}"
+            + ("" if error is None else f", calibration off by {error:.1%}")
         )
 
 
@@ -62,10 +71,14 @@ class AdoptedVectors(TrainedEncoder):
 
 
 def run(context: Context) -> TrainedEncoder:
-    """Train on the newest snapshot, or find the encoder that was trained so."""
+    """Train on the newest snapshot, or find the encoder that was trained so.
+
+    A training that was killed goes on from its last checkpoint.
+    """
     if isinstance(context.config.data, VectorsData):
         return _adopt(context, context.config.data.dim)
     from lookalike.model import launch
+    from lookalike.model.checkpoints import Checkpoints
 
     config, ledger = context.config, context.ledger
     snapshot = ledger.need("snapshot").outputs
@@ -73,40 +86,91 @@ def run(context: Context) -> TrainedEncoder:
     train = with_values(config.train, values)
     inputs = {
         "snapshot": snapshot["uri"],
-        "train": train.model_dump(mode="json"),
+        "train": train.mathematics(),
         "seed": config.seed,
     }
     if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], encoder.KIND)):
         return TrainedEncoder(**last.outputs | {"unchanged": True})
+    context.spark  # noqa: B018  whose tasks the ranks are
+    checkpoints = artifacts.join(context.checkpoints, artifacts.fingerprint(inputs)[:32])
     with context.tracking.run("model") as run:
         run.params({"train": train.model_dump(), "seed": config.seed})
-        run.tags({"snapshot": snapshot["uri"], "searched": str(bool(values))})
+        made_from = {"snapshot": snapshot["uri"], "config": config.recorded()}
+        run.tags({"searched": str(bool(values)), **_origin(snapshot["uri"])})
+        run.json(made_from, "made_from.json")
         job = launch.Job(
             snapshot=snapshot["uri"],
             encoders=context.encoders,
+            checkpoints=checkpoints,
             train=train,
             seed=config.seed,
-            made_from={"snapshot": snapshot["uri"], "config": config.recorded()},
-            run=run,
+            made_from=made_from,
         )
-        trained = launch.train(
-            job,
-            context.progress,
-            context.log / f"train-{run.run_id}.log",
+        audience = launch.Audience(
+            progress=context.progress,
+            epoch=lambda values: _log_epoch(run, values),
+            say=context.say,
         )
+        trained = launch.train(job, audience, context.log / f"train-{run.run_id}.log")
         run.tags({"encoder": trained.fingerprint})
-        run.metrics({"repeated_share": trained.repeated})
+        error = _show(run, snapshot["uri"], trained, config.seed)
     result = TrainedEncoder(
         uri=trained.uri,
         fingerprint=trained.fingerprint,
         validation=trained.scores,
+        calibration_error=error,
         repeated=trained.repeated,
         steps=trained.steps,
         ranks=train.ranks,
         run_id=run.run_id,
     )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
+    Checkpoints(checkpoints).remove()
     return result
+
+
+def _origin(snapshot: str) -> dict[str, str]:
+    from lookalike.model.batches import Snapshot
+
+    versions = Snapshot.open(snapshot).artifact.meta["versions"]
+    return {"snapshot": snapshot, **{f"{t}_version": str(v) for t, v in versions.items()}}
+
+
+def _log_epoch(run: Run, values: dict[str, float]) -> None:
+    metrics = {
+        name if name in ("loss", "images_per_second", "waiting") else f"validation_{name}": value
+        for name, value in values.items()
+        if name != "epoch"
+    }
+    with suppress(MlflowException, OSError):  # no training ends for want of a word
+        run.metrics(metrics, step=int(values["epoch"]))
+
+
+def _show(run: Run, snapshot: str, trained: Trained, seed: int) -> float | None:
+    """Log a training's pictures and last figures; the calibration's expected error."""
+    from lookalike.model.batches import Snapshot
+    from lookalike.steps import training_pictures
+
+    opened = Snapshot.open(snapshot)
+    pixels, classes = opened.validation()
+    found = held_out_reliability(trained.after, classes, seed)
+    with artifacts.workbench() as folder:
+        for picture in training_pictures.draw(
+            folder,
+            before=trained.before,
+            after=trained.after,
+            pixels=pixels,
+            classes=classes,
+            names=opened.classes,
+            reliability=found,
+            curve=trained.curve,
+        ):
+            run.file(picture)
+    figures = {"repeated_share": trained.repeated}
+    if found is not None:
+        figures["calibration_error"] = found.error
+    run.metrics(figures)
+    return None if found is None else found.error
 
 
 def of(context: Context, fingerprint: str, what: str) -> dict[str, Any]:

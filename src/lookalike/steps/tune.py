@@ -82,7 +82,7 @@ def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
     config = context.config
     return {
         "snapshot": snapshot,
-        "train": config.train.model_dump(mode="json"),
+        "train": config.train.mathematics(),
         "tune": config.tune.model_dump(mode="json"),
         "seed": config.seed,
     }

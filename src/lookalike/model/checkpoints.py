@@ -1,0 +1,65 @@
+"""Where a training stands, kept so that other processes can go on from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lookalike import artifacts
+from lookalike.errors import LookalikeError
+
+KIND = "checkpoint"
+KEPT = 3
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training: versioned folders below a folder or URI."""
+
+    root: str
+
+    def newest(self) -> artifacts.Artifact | None:
+        """The one with the most steps that is whole; None where there is none."""
+        for artifact in self._by_step():
+            try:
+                artifacts.verify(artifact)
+            except (LookalikeError, OSError):
+                continue  # damaged: the one before it costs an interval, no more
+            return artifact
+        return None
+
+    def save(self, built: Path, step: int, place: dict[str, Any]) -> None:
+        """Commit a checkpoint, then remove all but the last few.
+
+        Args:
+            built: local folder that holds its files.
+            step: steps done, over all epochs.
+            place: what JSON can hold of the state.
+
+        Raises:
+            LookalikeError: it could not be written.
+        """
+        try:
+            artifacts.commit(self.root, KIND, built, {"step": step, "place": place})
+            for old in self._by_step()[KEPT:]:
+                artifacts.remove(old.uri)
+        except OSError as error:
+            raise LookalikeError(
+                f"the checkpoint at step {step:,} could not be written to {self.root} "
+                f"({error.strerror or error})",
+                remedy="Make room there, then run `lookalike train` again: it goes on from the "
+                "checkpoint before",
+            ) from error
+
+    def remove(self) -> None:
+        """Remove them all."""
+        artifacts.remove(self.root)
+
+    def _by_step(self) -> list[artifacts.Artifact]:
+        found = [
+            artifacts.Artifact(uri, manifest)
+            for uri, manifest in artifacts.survey(self.root, KIND)
+            if manifest is not None
+        ]
+        return sorted(found, key=lambda artifact: int(artifact.meta["step"]), reverse=True)
