@@ -301,7 +301,8 @@ def _pack(
 
 def _write_row_group(packs: list[dict[str, Any]], file: Path) -> None:
     table = pa.Table.from_pylist(packs, schema=PACKS)
-    pq.write_table(table, file, row_group_size=len(packs), use_dictionary=False)
+    # Read every epoch, and photos hardly shrink: so a block is as large as its images.
+    pq.write_table(table, file, row_group_size=len(packs), use_dictionary=False, compression="none")
 
 
 def _written_schema() -> pa.Schema:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,30 +53,19 @@ class Cache:
 def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None) -> Iterator[Any]:
     """Rows of one Parquet file after another, each of one row group, as arrays by column.
 
-    A thread reads the next file while one is at work.
-
     Raises:
         OSError, pyarrow.ArrowException: a file that is missing or no Parquet file.
         ConfigError: see `Cache`.
     """
-    rows = _rows(uris, columns, None) if cache is None else _cached(uris, columns, cache)
-    with ThreadPoolExecutor(1) as thread, closing(rows):
-        coming = thread.submit(next, rows, None)
-        try:
-            while (found := coming.result()) is not None:
-                coming = thread.submit(next, rows, None)
-                yield found
-        finally:
-            wait([coming])
-
-
-def _cached(uris: Sequence[str], columns: Sequence[str], cache: Cache) -> Generator[Any, None, None]:
+    if cache is None:
+        yield from _rows(uris, columns, None)
+        return
     opened = cache.open()
     for uri in uris:  # the cache's keys are made of all that a reader is to read
         yield from _rows([uri], columns, opened)
 
 
-def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Generator[Any, None, None]:
+def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[Any]:
     with _hushed():
         from petastorm.arrow_reader_worker import ArrowReaderWorker
         from petastorm.fs_utils import get_filesystem_and_path_or_paths
