@@ -68,7 +68,9 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
         ImageError: empty, not an image, truncated, or of more than `MAX_PIXELS` pixels.
     """
     image = _upright(data)
-    image = image.convert("L" if preprocessing.channels == 1 else "RGB")
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     if image.size != (preprocessing.size, preprocessing.size):
         # reducing_gap=None: the exact filter, the same whatever the file's format.
         image = image.resize((preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC)
@@ -151,7 +153,7 @@ def _upright(data: bytes) -> Image.Image:
     image = _open(data)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip
             high = np.asarray(image, dtype=np.int64) // 256
             image = Image.fromarray(high.clip(0, 255).astype(np.uint8))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from pyspark.sql import SparkSession
 
 from lookalike.config import Train
 from lookalike.errors import ConfigError, LookalikeError
 from lookalike.model import launch
-from lookalike.model.checkpoints import Checkpoints
 from lookalike.model.launch import Audience, Job, RankError, Trained
 from lookalike.planning import BatchShape
+
+pytestmark = pytest.mark.usefixtures("spark")
 
 BATCH = BatchShape(5, 4)
 SIZES = [48] * 5
@@ -68,10 +72,10 @@ def job(make_snapshot: Callable[..., str], tmp_path: Path) -> Callable[..., Job]
     return make
 
 
-def ranks_of() -> list[psutil.Process]:
-    """The processes of the ranks, those of this test's own Spark."""
+def ranks_of(driver: int | None = None) -> list[psutil.Process]:
+    """The processes of the ranks that belong to a driver, else to this one."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             # Horovod starts each by a shell and a process between: the rank is the innermost.
             command = " ".join(process.cmdline())
@@ -94,9 +98,7 @@ def apart(one: Trained, other: Trained) -> float:
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def test_killed_ranks_begin_again_and_end_alike(
-    spark: SparkSession, job: Callable[..., Job], tmp_path: Path
-) -> None:
+def test_killed_ranks_begin_again_and_end_alike(job: Callable[..., Job], tmp_path: Path) -> None:
     whole = Listener()
     unkilled = launch.train(job("whole"), whole.audience, tmp_path / "whole.log")
     assert unkilled.steps == 240
@@ -117,3 +119,127 @@ def test_killed_ranks_begin_again_and_end_alike(
     assert resumed % 20 == 0
     assert apart(trained, unkilled) <= 1e-5
     assert trained.repeated == pytest.approx(unkilled.repeated)
+
+
+def test_a_rank_that_hangs_is_named_and_all_begin_again(
+    job: Callable[..., Job], tmp_path: Path
+) -> None:
+    stopped = Listener(at=30, act=send(0, signal.SIGSTOP))
+    trained = launch.train(
+        job("stopped", silence=5, epochs=30), stopped.audience, tmp_path / "stopped.log"
+    )
+    assert re.match(r"rank [01] \(process \d+ on .*\) said nothing for 5 seconds", stopped.said[0])
+    assert trained.steps == 180
+    assert ranks_of() == []
+
+
+def test_the_only_rank_hangs_and_there_are_no_restarts(
+    job: Callable[..., Job], tmp_path: Path
+) -> None:
+    alone = Listener(at=20, act=send(0, signal.SIGSTOP))
+    lonely = job("alone", ranks=1, silence=5, restarts=0, checkpoint_steps=5)
+    with pytest.raises(
+        RankError, match=r"rank 0 .*said nothing for 5 sec.*alone.log.*from step \d"
+    ):
+        launch.train(lonely, alone.audience, tmp_path / "alone.log")
+    assert ranks_of() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (
+            {"learning_rate": 1.0, "weight_decay": 1e30},
+            LookalikeError,
+            r"became .*nan.*step \d+.*checkpoint",
+        ),
+        ({"classes_per_batch": 4}, ConfigError, "laid out for"),
+        ({"network": "no.such:network"}, ConfigError, "no.such"),
+    ],
+)
+def test_what_would_end_alike_is_not_begun_again(
+    job: Callable[..., Job],
+    tmp_path: Path,
+    change: dict[str, object],
+    kind: type[LookalikeError],
+    said: str,
+) -> None:
+    refused = Listener()
+    with pytest.raises(kind, match=f"(?i){said}"):
+        launch.train(job("refused", **change), refused.audience, tmp_path / "refused.log")
+    assert refused.said == []
+    assert not (tmp_path / "refused" / "encoders").exists()
+    assert ranks_of() == []
+
+
+def test_checkpoints_that_cannot_be_kept_end_the_training(
+    job: Callable[..., Job], tmp_path: Path
+) -> None:
+    blocked = job("blocked")
+    Path(blocked.checkpoints).parent.mkdir()
+    Path(blocked.checkpoints).write_text("a file where the folder should be")
+    with pytest.raises(LookalikeError, match=r"checkpoints in .* cannot be listed"):
+        launch.train(blocked, Listener().audience, tmp_path / "blocked.log")
+
+
+_DRIVER = """
+import pickle, sys
+from pathlib import Path
+from lookalike.config import Spark
+from lookalike.lake.session import open_session
+from lookalike.model import launch
+
+job, log, master = pickle.loads(Path(sys.argv[1]).read_bytes())
+spark = open_session(Spark(master=master), "driver")
+told = launch.Audience(lambda done, total, pace: print(done, flush=True), print, print)
+trained = launch.train(job, told, log)
+Path(sys.argv[1]).write_bytes(pickle.dumps(trained))
+"""
+
+
+def driver(job: Job, folder: Path, master: str) -> tuple[subprocess.Popen[str], Path]:
+    """A driver in a process of its own; what it trained is pickled where its job was."""
+    told = folder / "job.pickle"
+    told.write_bytes(pickle.dumps((job, folder / "driver.log", master)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(told)], stdout=subprocess.PIPE, text=True
+    )
+    return process, told
+
+
+def test_a_killed_driver_leaves_no_rank_and_the_next_goes_on(
+    job: Callable[..., Job], tmp_path: Path
+) -> None:
+    asked = job("orphans")
+    process, _ = driver(asked, tmp_path, "local[2]")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= 50:
+            break
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert alive == []
+
+    again = Listener()
+    trained = launch.train(asked, again.audience, tmp_path / "again.log")
+    assert re.fullmatch(r"Going on from the checkpoint at step \d+", again.said[0])
+    assert int(again.said[0].rpartition(" ")[2]) >= 40
+    assert trained.steps == 240
+    whole = launch.train(job("whole"), Listener().audience, tmp_path / "whole.log")
+    assert apart(trained, whole) <= 1e-5
+
+
+def test_where_the_ranks_run_changes_nothing(job: Callable[..., Job], tmp_path: Path) -> None:
+    """One worker with two slots, two workers with one: the same batches, the same weights."""
+    done = []
+    for name, master in (("one", "local-cluster[1,2,1024]"), ("two", "local-cluster[2,1,1024]")):
+        folder = tmp_path / name
+        folder.mkdir()
+        process, told = driver(job(f"{name}/of", epochs=10), folder, master)
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+        done.append(pickle.loads(told.read_bytes()))
+    assert apart(*done) == 0
+    assert [epoch["loss"] for epoch in done[0].curve] == [epoch["loss"] for epoch in done[1].curve]

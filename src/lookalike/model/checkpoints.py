@@ -20,8 +20,19 @@ class Checkpoints:
     root: str
 
     def newest(self) -> artifacts.Artifact | None:
-        """The one with the most steps that is whole; None where there is none."""
-        for artifact in self._by_step():
+        """The one with the most steps that is whole; None where there is none.
+
+        Raises:
+            LookalikeError: what is there cannot be listed.
+        """
+        try:
+            found = self._by_step()
+        except OSError as error:
+            raise LookalikeError(
+                f"the checkpoints in {self.root} cannot be listed ({error})",
+                remedy="See what stands there instead of a folder, or who may read it",
+            ) from error
+        for artifact in found:
             try:
                 artifacts.verify(artifact)
             except (LookalikeError, OSError):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,7 @@ class _Training:
         watcher: Watcher,
         keeper: Checkpoints | None,
     ):
+        snapshot.check(train.batch, ranks.size, seed, train.epochs)
         tf.keras.utils.set_random_seed(seed)
         self.snapshot, self.train, self.seed, self.ranks = snapshot, train, seed, ranks
         self.watcher, self.keeper = watcher, keeper
@@ -201,10 +203,18 @@ class _Training:
         )
         self.encode = _encoder(self.network)
         self.place = _Place()
+        self.cache: Path | None = None
+        self.unread: Exception | None = None
         self.best: list[np.ndarray] = []
         """Weights of the best epoch, where training may go on beyond it."""
 
     def run(self) -> Fitted:
+        with artifacts.workbench() as folder:
+            if self.snapshot.remote:
+                self.cache = folder
+            return self._run()
+
+    def _run(self) -> Fitted:
         pixels, classes = self.snapshot.validation()
         before = self._vectors(pixels)
         self._resume()
@@ -247,7 +257,10 @@ class _Training:
         batches = iter(self._batches())
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except tf.errors.OpError as error:
+                raise self.unread or error from None
             waited += time.perf_counter() - asked
             if batch is None:
                 break
@@ -397,13 +410,21 @@ class _Training:
             ranks=self.ranks.size,
             batch=train.batch,
             seed=self.seed,
-            buffer_items=train.buffer_mb * 2**20 // preprocessing.item_bytes,
+            buffer_items=train.buffer_mb * 2**20 // self.snapshot.item_bytes,
+            threads=max(1, tf.config.threading.get_intra_op_parallelism_threads()),
+            grouped=train.group_by is not None,
+            cache=self.cache,
+            cache_bytes=train.cache_mb * 2**20,
         )
         batches = epoch_batches(self.snapshot, shard, place.epoch, place.step)
 
         def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-            for batch in batches:
-                yield batch.pixels, batch.classes, batch.repeated
+            try:
+                for batch in batches:
+                    yield batch.pixels, batch.classes, batch.repeated
+            except (LookalikeError, OSError) as error:
+                self.unread = error  # TensorFlow gives one of its own for it
+                raise
 
         data = tf.data.Dataset.from_generator(
             plain,

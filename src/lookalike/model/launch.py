@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -110,6 +110,14 @@ def train(job: Job, audience: Audience, log: Path) -> Trained:
         LookalikeError: what a rank raised.
         RankError: which rank ended, and where its output is.
     """
+    told: set[float] = set()
+
+    def once(epoch: dict[str, float]) -> None:
+        if epoch["epoch"] not in told:  # what is done again after a restart ends alike
+            told.add(epoch["epoch"])
+            heard(epoch)
+
+    heard, audience = audience.epoch, replace(audience, epoch=once)
     for attempt in range(job.train.restarts + 1):
         try:
             return _attempt(job, audience, log)
@@ -249,7 +257,8 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
 class _Seen:
     """What went wrong, as the lines told it."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int):
+        self.patience = patience
         self.refused: LookalikeError | None = None
         """What a rank raised on purpose: beginning again would end alike."""
         self.failed: list[str] = []
@@ -260,7 +269,7 @@ class _Seen:
         if self.refused is not None:
             return self.refused
         if self.silent:
-            return RankError(f"{self.silent[0]} said nothing for too long")
+            return RankError(f"{self.silent[0]} said nothing for {self.patience} seconds")
         if exchange.lost:
             # A rank that raised said so before its line broke.
             lost = str(exchange.lost[0])
@@ -281,7 +290,7 @@ class _Seen:
 def _watched(
     exchange: Exchange, train: Train, audience: Audience, cancel: Callable[[], object]
 ) -> Iterator[_Seen]:
-    seen, over, told = _Seen(), threading.Event(), set()
+    seen, over = _Seen(train.silence), threading.Event()
     begin: tuple[float, int] | None = None
     trouble: float | None = None
 
@@ -293,8 +302,7 @@ def _watched(
                     seen.hear(who, message)
                 elif message["kind"] == "resumed":
                     audience.say(f"Going on from the checkpoint at step {message['at']:,}")
-                elif message["kind"] == "epoch" and message["epoch"] not in told:
-                    told.add(message["epoch"])
+                elif message["kind"] == "epoch":
                     audience.epoch(
                         {k: v for k, v in message.items() if k not in ("kind", "step", "steps")}
                     )

@@ -134,25 +134,27 @@ def _listed(
     batches: Iterable[pa.RecordBatch], names: tuple[str, ...] | None
 ) -> Iterator[pa.RecordBatch]:
     for chunk, ids, pixels in _images(batches):
-        rows = []
-        for item_id, image, label in zip(ids, pixels, chunk["labels"], strict=True):
-            known = names is None or label < len(names)
-            rows.append(
-                {
-                    "item_id": item_id,
-                    "label": (str(label) if names is None else names[label]) if known else None,
-                    "attributes": [],
-                    "given_split": chunk["given_split"],
-                    "source": chunk["source"],
-                    "source_version": hashlib.sha256(image).hexdigest()[:32],
-                    "position": item_id,
-                    "reason": None if known else "unknown_label",
-                    "detail": None
-                    if known
-                    else f"label {label} is not among the {len(names or ())} of data.label_names",
-                }
-            )
-        yield pa.RecordBatch.from_pylist(rows, schema=arrow_schema(LISTED))
+        labels = list(chunk["labels"])
+        count = len(labels)
+        known = [names is None or label < len(names) for label in labels]
+        named = [str(label) for label in range(256)] if names is None else names
+        unknown = f"is not among the {len(names or ())} of data.label_names"
+        columns = {
+            "item_id": ids,
+            "label": [named[n] if k else None for n, k in zip(labels, known, strict=True)],
+            "attributes": [[]] * count,
+            "given_split": [chunk["given_split"]] * count,
+            "source": [chunk["source"]] * count,
+            "source_version": [hashlib.sha256(image).hexdigest()[:32] for image in pixels],
+            "position": ids,
+            "reason": [None if k else "unknown_label" for k in known],
+            "detail": [
+                None if k else f"label {n} {unknown}" for n, k in zip(labels, known, strict=True)
+            ],
+        }
+        schema = arrow_schema(LISTED)
+        arrays = [pa.array(columns.get(field.name, [None] * count), field.type) for field in schema]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _raw(batches: Iterable[pa.RecordBatch], few: frozenset[str] | None) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,77 @@
+"""Where a training stands: kept whole or not at all."""
+
+import multiprocessing
+import resource
+from pathlib import Path
+
+import pytest
+
+from lookalike import artifacts
+from lookalike.errors import LookalikeError
+from lookalike.model.checkpoints import KEPT, KIND, Checkpoints
+
+
+def save(kept: Checkpoints, folder: Path, step: int) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "state").write_bytes(bytes(range(256)) * step)
+    kept.save(folder, step, {"epoch": step // 10})
+
+
+def test_the_last_few_stay(tmp_path: Path) -> None:
+    kept = Checkpoints(str(tmp_path / "kept"))
+    assert kept.newest() is None
+    for step in range(10, 70, 10):  # several within a second: their names do not tell the order
+        save(kept, tmp_path / "built", step)
+        newest = kept.newest()
+        assert newest is not None
+        assert newest.meta == {"step": step, "place": {"epoch": step // 10}}
+    steps = {m.meta["step"] for _, m in artifacts.survey(kept.root, KIND) if m is not None}
+    assert steps == set(range(60, 60 - 10 * KEPT, -10))
+    kept.remove()
+    assert kept.newest() is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no manifest"])
+def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
+    kept = Checkpoints(str(tmp_path / "kept"))
+    for step in (10, 20):
+        save(kept, tmp_path / "built", step)
+    newest = kept.newest()
+    assert newest is not None
+    state = Path(newest.uri) / "state"
+    match damage:
+        case "cut":
+            state.write_bytes(state.read_bytes()[:-1])
+        case "flipped":
+            state.write_bytes(b"\x07" + state.read_bytes()[1:])
+        case "missing":
+            state.unlink()
+        case "no manifest":
+            (Path(newest.uri) / artifacts.MANIFEST).unlink()
+    left = kept.newest()
+    assert left is not None
+    assert left.meta["step"] == 10
+
+
+def _save_with_little_room(root: str, folder: Path) -> str:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        Checkpoints(root).save(folder, 30, {})
+    except LookalikeError as error:
+        return str(error)
+    return "saved"
+
+
+def test_a_full_disk_is_told_and_leaves_the_one_before(tmp_path: Path) -> None:
+    kept = Checkpoints(str(tmp_path / "kept"))
+    save(kept, tmp_path / "built", 10)
+    save_less = tmp_path / "larger"
+    save_less.mkdir()
+    (save_less / "state").write_bytes(b"x" * 100_000)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        said = pool.apply(_save_with_little_room, (kept.root, save_less))
+    assert said.startswith("the checkpoint at step 30 could not be written to")
+    assert "File too large" in said
+    left = kept.newest()
+    assert left is not None
+    assert left.meta["step"] == 10
