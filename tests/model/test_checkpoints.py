@@ -1,13 +1,12 @@
 """Where a training stands: kept whole or not at all."""
 
-import multiprocessing
-import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lookalike import artifacts
-from lookalike.errors import LookalikeError
 from lookalike.model.checkpoints import KEPT, KIND, Checkpoints
 
 
@@ -53,24 +52,28 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     assert left.meta["step"] == 10
 
 
-def _save_with_little_room(root: str, folder: Path) -> str:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    try:
-        Checkpoints(root).save(folder, 30, {})
-    except LookalikeError as error:
-        return str(error)
-    return "saved"
+_WITH_LITTLE_ROOM = """
+import resource, sys
+from pathlib import Path
+from lookalike.model.checkpoints import Checkpoints
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+Checkpoints(sys.argv[1]).save(Path(sys.argv[2]), 30, {})
+"""
 
 
 def test_a_full_disk_is_told_and_leaves_the_one_before(tmp_path: Path) -> None:
     kept = Checkpoints(str(tmp_path / "kept"))
     save(kept, tmp_path / "built", 10)
-    save_less = tmp_path / "larger"
-    save_less.mkdir()
-    (save_less / "state").write_bytes(b"x" * 100_000)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        said = pool.apply(_save_with_little_room, (kept.root, save_less))
-    assert said.startswith("the checkpoint at step 30 could not be written to")
+    larger = tmp_path / "larger"
+    larger.mkdir()
+    (larger / "state").write_bytes(b"x" * 100_000)
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_LITTLE_ROOM, kept.root, str(larger)],
+        stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = done.stderr.splitlines()[-1]
+    assert "LookalikeError: the checkpoint at step 30 could not be written to" in said
     assert "File too large" in said
     left = kept.newest()
     assert left is not None

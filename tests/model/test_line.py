@@ -1,19 +1,19 @@
 """The line from ranks to the driver, by real sockets and real processes."""
 
 import json
-import multiprocessing
-import os
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from lookalike.model.line import HUNG_UP, Address, Exchange, Line
+from lookalike.model.line import HUNG_UP, Address, Exchange
 
 HERE = "127.0.0.1"
-SPAWN = multiprocessing.get_context("spawn")
+Start = Callable[[Address, int, str], subprocess.Popen[bytes]]
 
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:
@@ -23,73 +23,75 @@ def until(true: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def _rank(address: Address, number: int, kind: str) -> None:
-    with Line(address, number) as line:
-        line.at(7, 40)
-        line.tell("epoch", loss=0.5)
-        if kind == "raises":
-            raise ValueError("no")
-        if kind != "ends":
-            time.sleep(120)
+_RANK = """
+import sys, time
+from lookalike.model.line import Address, Line
+
+host, port, secret, number, kind = sys.argv[1:]
+with Line(Address(host, int(port), secret), int(number)) as line:
+    line.at(7, 40)
+    line.tell("epoch", loss=0.5)
+    if kind == "raises":
+        raise ValueError("no")
+    if kind != "ends":
+        time.sleep(120)
+"""
 
 
 @pytest.fixture
-def started():
+def started() -> Iterator[Start]:
     processes = []
 
-    def start(address: Address, number: int, kind: str) -> multiprocessing.Process:
-        process = SPAWN.Process(target=_rank, args=(address, number, kind))
-        process.start()
-        processes.append(process)
-        return process
+    def start(address: Address, number: int, kind: str) -> subprocess.Popen[bytes]:
+        told = (address.host, str(address.port), address.secret, str(number), kind)
+        processes.append(subprocess.Popen([sys.executable, "-c", _RANK, *told]))
+        return processes[-1]
 
     yield start
     for process in processes:
         process.kill()
-        process.join()
+        process.wait()
 
 
-def test_what_a_rank_says_arrives_and_a_goodbye_is_no_loss(started) -> None:
+def test_what_a_rank_says_arrives_and_a_goodbye_is_no_loss(started: Start) -> None:
     with Exchange(HERE) as exchange:
         process = started(exchange.address, 3, "ends")
         who, message = exchange.said.get(timeout=20)
         assert (who.rank, who.pid, message["loss"]) == (3, process.pid, 0.5)
         assert (who.step, who.steps) == (7, 40)
-        process.join(20)
-        assert process.exitcode == 0
+        assert process.wait(20) == 0
         until(lambda: not exchange.ranks)
         assert exchange.lost == []
 
 
 @pytest.mark.parametrize("kind", ["raises", "killed"])
-def test_a_line_that_breaks_is_a_loss(started, kind: str) -> None:
+def test_a_line_that_breaks_is_a_loss(started: Start, kind: str) -> None:
     with Exchange(HERE) as exchange:
         process = started(exchange.address, 1, kind)
-        until(lambda: 1 in exchange.ranks)
         if kind == "killed":
+            until(lambda: 1 in exchange.ranks)
             process.kill()
         until(lambda: exchange.lost)
         assert [rank.rank for rank in exchange.lost] == [1]
         assert str(exchange.lost[0]).startswith(f"rank 1 (process {process.pid} on ")
 
 
-def test_a_stopped_rank_falls_silent_and_another_does_not(started) -> None:
+def test_a_stopped_rank_falls_silent_and_another_does_not(started: Start) -> None:
     with Exchange(HERE) as exchange:
         stopped, _ = (started(exchange.address, number, "sleeps") for number in (0, 1))
         until(lambda: len(exchange.ranks) == 2)
-        os.kill(stopped.pid, signal.SIGSTOP)
+        stopped.send_signal(signal.SIGSTOP)
         until(lambda: exchange.silent(3))
         assert [rank.rank for rank in exchange.silent(3)] == [0]
-        os.kill(stopped.pid, signal.SIGCONT)
+        stopped.send_signal(signal.SIGCONT)
         until(lambda: not exchange.silent(3))
 
 
-def test_ranks_end_when_the_driver_hangs_up(started) -> None:
+def test_ranks_end_when_the_driver_hangs_up(started: Start) -> None:
     with Exchange(HERE) as exchange:
         process = started(exchange.address, 0, "sleeps")
         until(lambda: exchange.ranks)
-    process.join(20)
-    assert process.exitcode == HUNG_UP
+    assert process.wait(20) == HUNG_UP
     assert exchange.lost == []
 
 

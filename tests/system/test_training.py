@@ -56,7 +56,7 @@ def job(make_snapshot: Callable[..., str], tmp_path: Path) -> Callable[..., Job]
 
     def make(name: str, **values: object) -> Job:
         given = {
-            "network": "simple_cnn", "embedding_size": 8, "ranks": 2, "threads": 1, "epochs": 40,
+            "network": "simple_cnn", "embedding_size": 8, "ranks": 2, "threads": 1, "epochs": 100,
             "classes_per_batch": BATCH.classes, "images_per_class": BATCH.images,
             "checkpoint_steps": 20, "deterministic": True, "ema": 0.9, "augment": {"shift": 1},
         }  # fmt: skip
@@ -101,10 +101,10 @@ def apart(one: Trained, other: Trained) -> float:
 def test_killed_ranks_begin_again_and_end_alike(job: Callable[..., Job], tmp_path: Path) -> None:
     whole = Listener()
     unkilled = launch.train(job("whole"), whole.audience, tmp_path / "whole.log")
-    assert unkilled.steps == 240
+    assert unkilled.steps == 600
     assert whole.said == []
-    assert [epoch["epoch"] for epoch in whole.epochs] == list(range(1, 41))
-    assert whole.places[-1][:2] == (240, 240)
+    assert [epoch["epoch"] for epoch in whole.epochs] == list(range(1, 101))
+    assert whole.places[-1][:2] == (600, 600)
     assert any("images/s" in pace for *_, pace in whole.places)
 
     killed = Listener(at=90, act=send(1, signal.SIGKILL))
@@ -112,10 +112,10 @@ def test_killed_ranks_begin_again_and_end_alike(job: Callable[..., Job], tmp_pat
     assert "ended without a word" in killed.said[0]
     assert str(tmp_path / "killed.log") in killed.said[0]
     assert "restart 1 of 3" in killed.said[0]
-    assert trained.steps == 240
-    assert [epoch["epoch"] for epoch in killed.epochs] == list(range(1, 41))
+    assert trained.steps == 600
+    assert [epoch["epoch"] for epoch in killed.epochs] == list(range(1, 101))
     resumed = int(killed.said[1].rpartition(" ")[2])
-    assert 90 - 20 <= resumed <= 240
+    assert 90 - 20 <= resumed <= 600
     assert resumed % 20 == 0
     assert apart(trained, unkilled) <= 1e-5
     assert trained.repeated == pytest.approx(unkilled.repeated)
@@ -125,11 +125,9 @@ def test_a_rank_that_hangs_is_named_and_all_begin_again(
     job: Callable[..., Job], tmp_path: Path
 ) -> None:
     stopped = Listener(at=30, act=send(0, signal.SIGSTOP))
-    trained = launch.train(
-        job("stopped", silence=5, epochs=30), stopped.audience, tmp_path / "stopped.log"
-    )
+    trained = launch.train(job("stopped", silence=5), stopped.audience, tmp_path / "stopped.log")
     assert re.match(r"rank [01] \(process \d+ on .*\) said nothing for 5 seconds", stopped.said[0])
-    assert trained.steps == 180
+    assert trained.steps == 600
     assert ranks_of() == []
 
 
@@ -226,7 +224,7 @@ def test_a_killed_driver_leaves_no_rank_and_the_next_goes_on(
     trained = launch.train(asked, again.audience, tmp_path / "again.log")
     assert re.fullmatch(r"Going on from the checkpoint at step \d+", again.said[0])
     assert int(again.said[0].rpartition(" ")[2]) >= 40
-    assert trained.steps == 240
+    assert trained.steps == 600
     whole = launch.train(job("whole"), Listener().audience, tmp_path / "whole.log")
     assert apart(trained, whole) <= 1e-5
 

@@ -142,7 +142,7 @@ class Exchange:
                 with self._lock:
                     rank.at = time.monotonic()
                     rank.step, rank.steps = message["step"], message["steps"]
-                goodbye = message["kind"] == "goodbye"
+                goodbye = goodbye or message["kind"] == "goodbye"
                 if message["kind"] not in ("beat", "goodbye"):
                     self.said.put((rank, message))
         except OSError:  # broken, as by a process that was killed
@@ -157,6 +157,8 @@ class Exchange:
 
 class Line:
     """A rank's end of its line; a context manager that says goodbye where all went well.
+
+    It goes on beating then until the process ends: ending can hang too.
 
     Args:
         address: of the driver.
@@ -189,8 +191,9 @@ class Line:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.tell("goodbye")
-        self._over.set()
-        self._socket.close()
+        else:
+            self._over.set()
+            self._socket.close()
 
     def at(self, step: int, steps: int) -> None:
         """How far this rank is, for the next beat."""
