@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -36,10 +35,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from _figures import Figures, asked
+from _snapshots import write_snapshot
 from PIL import Image
 
-from lookalike import artifacts, planning
-from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
 from lookalike.images import Preprocessing
 from lookalike.lake import idx
 from lookalike.model.batches import Shard, Snapshot, epoch_batches
@@ -126,7 +124,8 @@ def _lookalike(kind: str) -> Callable[[Path, int], Iterator[Any]]:
     snapshots: list[Snapshot] = []  # opened once, as training does
 
     def batches(folder: Path, number: int) -> Iterator[Any]:
-        snapshots or snapshots.append(Snapshot.open(str(folder / kind)))
+        if not snapshots:
+            snapshots.append(Snapshot.open(str(folder / kind)))
         snapshot = snapshots[0]
         buffer = BUFFER // snapshot.item_bytes
         shard = Shard(0, 1, BATCH, 1, buffer, threads=THREADS)
@@ -264,7 +263,7 @@ def _write_images(folder: Path, count: int) -> None:
         file = folder / "rows" / f"part-{number}.parquet"
         pq.write_table(rows.slice(start, part), file, row_group_size=1000)
     files = [image.tobytes() for image in pixels]
-    _write_snapshot(folder / "raw", files, labels, Preprocessing(28, 1), "raw")
+    write_snapshot(folder / "raw", files, labels, Preprocessing(28, 1), BATCH, "raw")
 
 
 def _write_photos(folder: Path, count: int) -> None:
@@ -273,7 +272,8 @@ def _write_photos(folder: Path, count: int) -> None:
     originals = sorted(root.rglob("*.jpg")) if root.is_dir() else []
     each = -(-count // max(1, len(originals) or 100))
     (folder / "photos").mkdir()
-    files, labels = [], []
+    files: list[bytes] = []
+    labels: list[str] = []
     for original in originals or range(100):
         if isinstance(original, Path):
             image, label = Image.open(original).convert("RGB"), original.parent.name
@@ -290,53 +290,7 @@ def _write_photos(folder: Path, count: int) -> None:
             (folder / "photos" / f"{len(files):06d}.jpg").write_bytes(files[-1])
     _, numbers = np.unique(labels, return_inverse=True)
     np.save(folder / "photos.npy", numbers)
-    _write_snapshot(folder / "encoded", files, numbers, Preprocessing(224, 3), "encoded")
-
-
-def _write_snapshot(
-    folder: Path, images: list[bytes], labels: np.ndarray, preprocessing: Preprocessing, kind: str
-) -> None:
-    """A snapshot as the step of that name writes it, without Spark."""
-    counts = np.bincount(labels)
-    size = sum(map(len, images)) // len(images)
-    blocks = planning.block_count(len(images), size, BATCH)
-    layout = planning.lay_out(counts, blocks, BATCH.images)
-    rows = [np.flatnonzero(labels == c) for c in range(len(counts))]
-    places = [layout.places(c) for c in range(len(counts))]
-    schema = pa.schema(
-        [(CLASS_ID, pa.int32()), (COUNT, pa.int32())]
-        + [(name, pa.binary()) for name in (ITEM_IDS, LENGTHS, PIXELS)]
-    )
-    (folder / TRAIN).mkdir(parents=True)
-    written = []
-    for block in range(blocks):
-        packs = []
-        for c, held in enumerate(places):
-            if mine := [images[i] for i in rows[c][held == block]]:
-                lengths = [len(data) for data in mine] if kind == "encoded" else []
-                packs.append({
-                    CLASS_ID: c, COUNT: len(mine), ITEM_IDS: b"[]",
-                    LENGTHS: np.array(lengths, "<u4").tobytes(), PIXELS: b"".join(mine),
-                })  # fmt: skip
-        name = f"{TRAIN}/block-{block:05d}.parquet"
-        table = pa.Table.from_pylist(packs, schema=schema)
-        pq.write_table(
-            table,
-            folder / name,
-            row_group_size=len(packs),
-            use_dictionary=False,
-            compression="none",
-        )
-        written.append({"path": name, "items": sum(pack[COUNT] for pack in packs)})
-    recipe = {"preprocessing": asdict(preprocessing), "batch": asdict(BATCH), "format": kind}
-    meta = {
-        "recipe": recipe,
-        "classes": [str(c) for c in range(len(counts))],
-        "counts": counts.tolist(),
-        "items": {TRAIN: len(images), VALIDATION: 0},
-        "blocks": {TRAIN: written, VALIDATION: []},
-    }
-    artifacts.seal(str(folder), "snapshot", meta, tuple(artifacts.describe(folder)))
+    write_snapshot(folder / "encoded", files, numbers, Preprocessing(224, 3), BATCH, "encoded")
 
 
 if __name__ == "__main__":

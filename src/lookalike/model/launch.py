@@ -95,6 +95,17 @@ class RankError(LookalikeError):
         self.fact = fact
 
 
+def prepare() -> None:
+    """Let Horovod find out, beside other work, whether it can: that imports TensorFlow once.
+
+    Its launcher asks each time, between the start of the Spark tasks and that of the ranks, and
+    keeps the answer.
+    """
+    from horovod.common.util import gloo_built
+
+    threading.Thread(target=gloo_built, kwargs={"verbose": False}, daemon=True).start()
+
+
 def train(job: Job, audience: Audience, log: Path) -> Trained:
     """Train on `job.train.ranks` ranks and commit the encoder.
 

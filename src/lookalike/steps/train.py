@@ -91,6 +91,7 @@ def run(context: Context) -> TrainedEncoder:
     }
     if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], encoder.KIND)):
         return TrainedEncoder(**last.outputs | {"unchanged": True})
+    launch.prepare()
     context.spark  # noqa: B018  whose tasks the ranks are
     checkpoints = artifacts.join(context.checkpoints, artifacts.fingerprint(inputs)[:32])
     with context.tracking.run("model") as run:

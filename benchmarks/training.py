@@ -1,0 +1,236 @@
+"""What training costs beside a bare loop, on one rank and on two, and what its start is made of.
+
+    uv run benchmarks/training.py [--json PATH] [--rounds 3] [--items 12000]
+
+Images of 28 x 28, batches of 10 x 8, the network and the loss of the demo, one thread a process.
+
+- bare: a tf.function over the same network, loss and optimiser, batches in memory;
+- fit: `lookalike`'s training in one process, from a snapshot;
+- 1 rank, 2 ranks: the same as Horovod ranks.
+
+Each in processes of its own, in turns; the first epoch of each is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from _figures import Figures, asked
+from _snapshots import write_snapshot
+
+from lookalike.config import Train
+from lookalike.images import Preprocessing
+from lookalike.lake import idx
+from lookalike.planning import BatchShape
+
+SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
+BATCH = BatchShape(10, 8)
+EPOCHS = 4
+SEED = 1
+
+
+def main() -> None:
+    parser = asked(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=12_000)
+    parser.add_argument("--one", nargs=2, help="measure one, in this process")
+    given = parser.parse_args()
+    if given.one:
+        kind, folder = given.one
+        print(json.dumps(_KINDS[kind](Path(folder))))
+        return
+    kinds = ("bare", "fit", "one", "two")
+    rounds: list[dict[str, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), given.items)
+        for _ in range(given.rounds):
+            rounds.append({kind: _in_process(kind, folder) for kind in kinds})
+        start = _in_process("start", folder)
+    title = f"{given.items:,} images of 28 x 28, batches of 10 x 8, one thread a process"
+    figures = Figures("training", title)
+
+    def ratio(above: str, below: str) -> float:
+        return median(r[above]["pace"] / r[below]["pace"] for r in rounds)
+
+    figures.add("fit / bare loop, images/s", ratio("fit", "bare"), "x", 0.95, "higher")
+    figures.add("one Horovod rank / fit", ratio("one", "fit"), "x", 0.97, "higher")
+    figures.add("two ranks / one, each rank", ratio("two", "one") / 2, "x", 0.85, "higher")
+    waiting = median(r["fit"]["waiting"] for r in rounds)
+    figures.add("share of a step waiting for data", waiting, "", 0.03)
+    figures.add("bare loop", median(r["bare"]["pace"] for r in rounds), "images/s")
+    for name, seconds in start.items():
+        figures.add(f"until the first step: {name}", seconds, "s")
+    figures.show(given.json)
+
+
+def _in_process(kind: str, folder: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", kind, folder]
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    if done.returncode:
+        raise SystemExit(f"{kind}: {done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _train(ranks: int = 1) -> Train:
+    return Train(
+        ranks=ranks,
+        threads=1,
+        classes_per_batch=BATCH.classes,
+        images_per_class=BATCH.images,
+        epochs=EPOCHS,
+        learning_rate=0.001,
+        precision="float32",
+    )
+
+
+def _bare(folder: Path) -> dict[str, float]:
+    import tensorflow as tf
+
+    from lookalike.model import fit, losses, networks
+    from lookalike.model.batches import Shard, Snapshot, epoch_batches
+    from lookalike.model.ranks import Ranks
+
+    train = _train()
+    fit.set_up(train)
+    snapshot = Snapshot.open(str(folder))
+    shard = Shard(0, 1, BATCH, SEED, 10**6)
+    batches = [
+        (tf.constant(b.pixels), tf.constant(b.classes)) for b in epoch_batches(snapshot, shard, 0)
+    ]
+    network = networks.make(train.network, snapshot.preprocessing, train.embedding_size)
+    objective = losses.make(train, len(snapshot.classes), Ranks())
+    schedule = tf.keras.optimizers.schedules.CosineDecay(train.learning_rate, 10_000)
+    optimizer = tf.keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)
+
+    def step(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            value = objective(classes, network(images, training=True))
+        gradients = tape.gradient(value, network.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
+        return value
+
+    stepped = tf.function(step)
+    paces = []
+    for _ in range(EPOCHS):
+        begin = time.perf_counter()
+        for images, classes in batches:
+            value = stepped(images, classes)
+        float(value)
+        paces.append(len(batches) * BATCH.size / (time.perf_counter() - begin))
+    return {"pace": median(paces[1:])}
+
+
+def _fit(folder: Path) -> dict[str, float]:
+    from lookalike.model.ranks import Ranks
+
+    return _fitted(str(folder), Ranks(), _train())
+
+
+def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
+    from lookalike.model import fit
+    from lookalike.model.batches import Snapshot
+
+    fit.set_up(train, ranks)
+    fitted = fit.fit(Snapshot.open(folder), train, SEED, ranks)
+    return {
+        "pace": median(epoch.images_per_second for epoch in fitted.epochs[1:]),
+        "waiting": median(epoch.waiting for epoch in fitted.epochs[1:]),
+    }
+
+
+def _ranks(folder: Path, count: int) -> dict[str, float]:
+    from horovod import run
+
+    def rank() -> dict[str, float]:
+        from lookalike.model.ranks import Ranks
+
+        return fitted(place, Ranks.all(), train)
+
+    fitted, place, train = _fitted, str(folder), _train(count)
+    found: dict[str, float] = run(rank, num_proc=count, use_gloo=True)[0]
+    return found
+
+
+def _start(folder: Path) -> dict[str, float]:
+    """Seconds between moments of a training that Horovod starts in Spark tasks."""
+    from horovod.common.util import gloo_built
+    from horovod.spark import run
+
+    from lookalike.config import Spark
+    from lookalike.lake.session import open_session
+
+    open_session(Spark(master="local[2]"), "benchmark")
+    begin = time.time()
+    gloo_built(verbose=False)
+    asked_for = time.time() - begin
+
+    def rank() -> list[float]:
+        import psutil
+
+        moments = [psutil.Process().create_time()]
+        from lookalike.model import fit
+        from lookalike.model.batches import Snapshot
+        from lookalike.model.ranks import Ranks
+
+        moments.append(time.time())
+        ranks = Ranks.all()
+        moments.append(time.time())
+
+        class First(fit.Watcher):
+            def step(self, done: int, total: int) -> None:  # noqa: ARG002
+                if len(moments) == 3:
+                    moments.append(time.time())
+
+        fit.set_up(train, ranks)
+        fit.fit(Snapshot.open(place), train, SEED, ranks, First())
+        return moments
+
+    place, train = str(folder), _train(2).model_copy(update={"epochs": 1})
+    begin = time.time()
+    started, imported, joined, stepped = run(rank, num_proc=2, use_gloo=True, verbose=0)[0]
+    return {
+        "Horovod asks whether it can (beside the rest)": asked_for,
+        "Spark tasks, Horovod's services": started - begin,
+        "a rank's imports": imported - started,
+        "ranks find one another": joined - imported,
+        "network, first vectors of validation, first batch, tracing": stepped - joined,
+    }
+
+
+_KINDS = {
+    "bare": _bare,
+    "fit": _fit,
+    "one": lambda folder: _ranks(folder, 1),
+    "two": lambda folder: _ranks(folder, 2),
+    "start": _start,
+}
+
+
+def _write(folder: Path, count: int) -> None:
+    source = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
+    source = source if source.is_dir() else SAMPLE
+    pixels, labels = (
+        idx.parse((source / f"train-{name}").read_bytes(), kind, name)
+        for name, kind in (
+            ("images-idx3-ubyte.gz", idx.IMAGES),
+            ("labels-idx1-ubyte.gz", idx.LABELS),
+        )
+    )
+    order = np.arange(count) % len(pixels)
+    files = [image.tobytes() for image in pixels[order]]
+    write_snapshot(folder, files, labels[order], Preprocessing(28, 1), BATCH, "raw", validation=500)
+
+
+if __name__ == "__main__":
+    main()
