@@ -97,12 +97,12 @@ def _train(ranks: int = 1) -> Train:
 def _bare(folder: Path) -> dict[str, float]:
     import tensorflow as tf
 
-    from lookalike.model import fit, losses, networks
+    from lookalike.model import losses, networks, process
     from lookalike.model.batches import Shard, Snapshot, epoch_batches
     from lookalike.model.ranks import Ranks
 
     train = _train()
-    fit.set_up(train)
+    process.set_up(train)
     snapshot = Snapshot.open(str(folder))
     shard = Shard(0, 1, BATCH, SEED, 10**6)
     batches = [
@@ -138,10 +138,10 @@ def _fit(folder: Path) -> dict[str, float]:
 
 
 def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
-    from lookalike.model import fit
+    from lookalike.model import fit, process
     from lookalike.model.batches import Snapshot
 
-    fit.set_up(train, ranks)
+    process.set_up(train, ranks)
     fitted = fit.fit(Snapshot.open(folder), train, SEED, ranks)
     return {
         "pace": median(epoch.images_per_second for epoch in fitted.epochs[1:]),
@@ -179,7 +179,7 @@ def _start(folder: Path) -> dict[str, float]:
         import psutil
 
         moments = [psutil.Process().create_time()]
-        from lookalike.model import fit
+        from lookalike.model import fit, process
         from lookalike.model.batches import Snapshot
         from lookalike.model.ranks import Ranks
 
@@ -192,7 +192,7 @@ def _start(folder: Path) -> dict[str, float]:
                 if len(moments) == 3:
                     moments.append(time.time())
 
-        fit.set_up(train, ranks)
+        process.set_up(train, ranks)
         fit.fit(Snapshot.open(place), train, SEED, ranks, First())
         return moments
 

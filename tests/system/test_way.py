@@ -102,7 +102,28 @@ def test_training_and_evaluation_are_in_one_mlflow_run(way: Way, context: Contex
     client = MlflowClient(context.tracking.uri)
     run = client.get_run(way.step("train")["run_id"])
     assert run.info.status == "FINISHED"
-    assert len(client.get_metric_history(run.info.run_id, "loss")) == 6
+    for name in ("loss", "validation_map_at_r", "images_per_second", "waiting"):
+        told = client.get_metric_history(run.info.run_id, name)
+        assert [metric.step for metric in told] == list(range(1, 7)), name
+    assert all(metric.value > 0 for metric in told)
+    assert 0 <= run.data.metrics["calibration_error"] <= 1
+    trained, snapshot = way.step("train"), way.step("snapshot")
+    assert run.data.metrics["calibration_error"] == trained["calibration_error"]
+    assert run.data.tags["encoder"] == trained["fingerprint"]
+    assert run.data.tags["snapshot"] == snapshot["uri"]
+    meta = artifacts.open_artifact(snapshot["uri"], "snapshot").meta
+    for table in ("items", "splits"):
+        assert run.data.tags[f"{table}_version"] == str(meta["versions"][table])
+    assert run.data.params["train.loss.name"] == "multi_similarity"
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {
+        "made_from.json",
+        "learning_curves.png",
+        "embedding.png",
+        "neighbours_before_and_after.png",
+        "reliability.png",
+        "evaluate",
+    }
+    assert not any((way.warehouse / "checkpoints").glob("*"))  # they have done their work
     figures = way.step("evaluate")["figures"]
     assert run.data.metrics["test_A/encoder/p_at_1"] == figures["A"]["encoder"]["p_at_1"]
     assert {f.path for f in client.list_artifacts(run.info.run_id, "evaluate")} == {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,33 +119,6 @@ class _Pace:
     steps: int
     seconds: float
     waited: float
-
-
-def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # noqa: B008
-    """Threads, GPU, precision and determinism of this process. Before anything is computed.
-
-    Args:
-        train: see `Train`.
-        ranks: whose place on the machine decides the GPU: Spark's where it assigned one.
-        sharing: processes that share the machine's cores, where `train.threads` does not say.
-    """
-    sharing = max(sharing, ranks.local_size)
-    threads = train.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        assigned = ranks.devices
-        number = int(assigned[0]) if assigned else ranks.local_rank
-        own = gpus[number % len(gpus)]
-        tf.config.set_visible_devices(own, "GPU")
-        tf.config.experimental.set_memory_growth(own, True)
-    if train.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    precision = train.precision
-    if precision == "auto":
-        precision = "mixed_float16" if gpus else "float32"
-    tf.keras.mixed_precision.set_global_policy(precision)
 
 
 def fit(

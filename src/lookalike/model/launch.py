@@ -159,10 +159,12 @@ def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
     spark = SparkContext._active_spark_context
     assert spark is not None, "the caller opens a session"
     # The group of the job that `run` starts next: cancelling it ends even ranks that hang.
+    settings = spark.getConf()
+    host = str(settings.get("spark.driver.host", "127.0.0.1"))
     group = f"horovod.spark.run.{job_id.next_job_id() + 1}"
     with (
         _Output(log) as output,
-        Exchange(str(spark.getConf().get("spark.driver.host", "127.0.0.1"))) as exchange,
+        Exchange(host, settings.get("spark.driver.bindAddress")) as exchange,
         _watched(exchange, job.train, audience, lambda: spark.cancelJobGroup(group)) as seen,
     ):
         try:
@@ -184,6 +186,7 @@ def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
 
 def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
     from lookalike.model import fit as training
+    from lookalike.model import process
     from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks
 
@@ -204,7 +207,7 @@ def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
                     line.tell("resumed", at=step)
 
         try:
-            training.set_up(job.train, ranks)
+            process.set_up(job.train, ranks)
             snapshot = Snapshot.open(job.snapshot)
             checkpoints = Checkpoints(job.checkpoints)
             fitted = training.fit(snapshot, job.train, job.seed, ranks, Watcher(), checkpoints)

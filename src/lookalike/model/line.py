@@ -69,9 +69,10 @@ class Exchange:
 
     Args:
         host: of the driver, as ranks reach it.
+        bind: the address to listen on, where that is another.
     """
 
-    def __init__(self, host: str):
+    def __init__(self, host: str, bind: str | None = None):
         self.said: SimpleQueue[tuple[Heard, Message]] = SimpleQueue()
         """What ranks said beside their beats, in that order."""
         self.ranks: dict[int, Heard] = {}
@@ -90,9 +91,9 @@ class Exchange:
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
             request_queue_size = 128
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address_family = socket.AF_INET6 if ":" in (bind or host) else socket.AF_INET
 
-        self._server = Server((host, 0), Handler)
+        self._server = Server((bind or host, 0), Handler)
         self.address = Address(host, self._server.server_address[1], secret)
 
     def __enter__(self) -> Exchange:

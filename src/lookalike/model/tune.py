@@ -139,11 +139,12 @@ def _run_trial(
     snapshot: str, train: Train, values: dict[str, Any], seed: int, sharing: int
 ) -> dict[str, Any]:
     from lookalike.model import fit as training
+    from lookalike.model import process
     from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks
 
     begin = time.time()
-    training.set_up(train, sharing=sharing)
+    process.set_up(train, sharing=sharing)
     fitted = training.fit(
         Snapshot.open(snapshot), with_values(train, _plain(values)), seed, Ranks()
     )

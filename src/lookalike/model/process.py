@@ -1,0 +1,38 @@
+"""This process: its threads, its GPU, its precision."""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+
+from lookalike.config import Train
+from lookalike.model.ranks import Ranks
+
+
+def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # noqa: B008
+    """Threads, GPU, precision and determinism of this process. Before anything is computed.
+
+    Args:
+        train: see `Train`.
+        ranks: whose place on the machine decides the GPU: Spark's where it assigned one.
+        sharing: processes that share the machine's cores, where `train.threads` does not say.
+    """
+    sharing = max(sharing, ranks.local_size)
+    threads = train.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        assigned = ranks.devices
+        number = int(assigned[0]) if assigned else ranks.local_rank
+        own = gpus[number % len(gpus)]
+        tf.config.set_visible_devices(own, "GPU")
+        tf.config.experimental.set_memory_growth(own, True)
+    if train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    precision = train.precision
+    if precision == "auto":
+        precision = "mixed_float16" if gpus else "float32"
+    tf.keras.mixed_precision.set_global_policy(precision)
