@@ -1,14 +1,19 @@
 """Training learns, and the exported graph is what was trained."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lookalike import encoder
 from lookalike.config import Augment, Train
+from lookalike.errors import LookalikeError
 from lookalike.images import encode_png
 from lookalike.metrics import Calibration
 from lookalike.model.batches import Snapshot
+from lookalike.model.checkpoints import Checkpoints
 from lookalike.planning import BatchShape
 
 
@@ -22,7 +27,12 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(make_snapshot, tmp_path
         epochs=6, learning_rate=0.005, augment=Augment(flip=True),
     )  # fmt: skip
     steps: list[tuple[int, int]] = []
-    fitted = fit.fit(snapshot, train, 1, Ranks(), lambda done, total: steps.append((done, total)))
+
+    class Watcher(fit.Watcher):
+        def step(self, done: int, total: int) -> None:
+            steps.append((done, total))
+
+    fitted = fit.fit(snapshot, train, 1, Ranks(), Watcher())
     assert [done for done, _ in steps] == list(range(1, 61))
     assert {total for _, total in steps} == {60}
     # Chance is about 1/5; the classes differ by a bright row.
@@ -35,7 +45,126 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(make_snapshot, tmp_path
     opened = encoder.Encoder.open(committed.uri)
     pixels, _ = snapshot.validation()
     files = [encode_png(image[:, :, 0]) for image in pixels]
-    assert np.abs(opened.encode(files) - fitted.validation_vectors).max() <= 1e-5
+    assert np.abs(opened.encode(files) - fitted.after).max() <= 1e-5
     # One at a time or many at once: the same vectors.
     singles = np.concatenate([opened.encode([file]) for file in files[:20]])
     assert np.abs(singles - opened.encode(files[:20])).max() <= 1e-6
+
+
+def small(**values: object) -> Train:
+    given: dict[str, object] = {
+        "network": "simple_cnn", "embedding_size": 8, "classes_per_batch": 5,
+        "images_per_class": 4, "epochs": 4, "learning_rate": 0.005,
+    }  # fmt: skip
+    return Train.model_validate(given | values)
+
+
+EVERYTHING = {
+    "ema": 0.9,
+    "clip_norm": 1.0,
+    "patience": 3,
+    "auxiliary": {"weight": 0.5},
+    "network": "compact_resnet",
+    "augment": {"flip": True, "shift": 2, "erase": 0.3, "colour": 0.2},
+}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, EVERYTHING, {"precision": "mixed_float16", "loss": {"name": "triplet"}}]
+)
+def test_going_on_from_a_checkpoint_ends_alike(
+    make_snapshot: Callable[..., str], tmp_path: Path, values: dict[str, object]
+) -> None:
+    from lookalike.model import fit, process
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    train = small(checkpoint_steps=7, **values)
+    told: list[int] = []
+
+    class Watcher(fit.Watcher):
+        def __init__(self, last: int):
+            self.last = last
+
+        def step(self, done: int, total: int) -> None:  # noqa: ARG002
+            if done == self.last:
+                raise KeyboardInterrupt
+
+        def resumed(self, step: int) -> None:
+            told.append(step)
+
+    def fitted(folder: str, last: int) -> fit.Fitted:
+        process.set_precision(train)
+        kept = Checkpoints(str(tmp_path / folder))
+        return fit.fit(snapshot, train, 1, Ranks(), Watcher(last), kept)
+
+    whole = fitted("whole", 0)
+    with pytest.raises(KeyboardInterrupt):
+        fitted("killed", 25)
+    ended = fitted("killed", 0)
+    assert told == [21]
+    weights = zip(whole.network.get_weights(), ended.network.get_weights(), strict=True)
+    assert max(np.abs(one - other).max() for one, other in weights) <= 1e-5
+    assert ended.best.number == whole.best.number
+    assert [e.loss for e in ended.epochs] == pytest.approx([e.loss for e in whole.epochs])
+    assert np.abs(whole.after - ended.after).max() <= 1e-5
+    assert np.abs(whole.after - whole.before).max() > 0.1
+
+
+def test_the_best_epochs_weights_are_kept(make_snapshot: Callable[..., str]) -> None:
+    from lookalike.metrics import exact_scores
+    from lookalike.model import fit
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    fitted = fit.fit(snapshot, small(epochs=60, patience=2), 1, Ranks())
+    scores = [epoch.validation.map_at_r for epoch in fitted.epochs]
+    best = int(np.argmax(scores))
+    assert len(fitted.epochs) == min(60, best + 3)
+    assert len(fitted.epochs) < 60
+    assert fitted.best.number == best
+    everyone = np.arange(len(fitted.after))
+    found = exact_scores(
+        fitted.after, fitted.classes, fitted.after, fitted.classes, self_rows=everyone
+    )
+    assert found.map_at_r == pytest.approx(scores[best], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        (-1, r"loss became nan at step 13 of 40 on rank 0"),  # of the last layer: no vectors
+        (0, r"weights .*kernel.* became NaN or infinite before step 15 of 40"),
+    ],
+)
+def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
+    make_snapshot: Callable[..., str], tmp_path: Path, which: int, said: str
+) -> None:
+    from lookalike.model import fit
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+
+    class Breaks(fit.Watcher):
+        def step(self, done: int, total: int) -> None:  # noqa: ARG002
+            if done == 12:
+                weights = training.network.trainable_variables[which]
+                weights.assign(np.full(weights.shape, np.nan))
+
+    kept = Checkpoints(str(tmp_path / "kept"))
+    training = fit._Training(snapshot, small(checkpoint_steps=5), 1, Ranks(), Breaks(), kept)
+    with pytest.raises(LookalikeError, match=f"{said}.*last checkpoint is of step 10"):
+        training.run()
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 2), ("linear", 4)])
+def test_the_learning_rate_warms_up_and_falls_by_a_cosine(scaling: str, factor: int) -> None:
+    from lookalike.model import fit
+
+    train = small(learning_rate=0.01, warmup=0.25, rank_scaling=scaling)
+    rate = fit._optimizer(train, 100, 4)._learning_rate
+    top = 0.01 * factor
+    expected = {0: 0.0, 10: 0.4 * top, 25: top, 100: 0.0}
+    expected[62] = top * (1 + math.cos(math.pi * 37 / 75)) / 2
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, abs=1e-7)

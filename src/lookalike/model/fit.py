@@ -249,6 +249,7 @@ class _Training:
             if due:
                 self._keep(done)
             self.watcher.step(done, self.steps)
+        self._check_weights((place.epoch + 1) * self.per_epoch)
         return _Pace(taken, time.perf_counter() - begin, waited)
 
     def _count(self, since: list[tf.Tensor]) -> None:
@@ -262,6 +263,16 @@ class _Training:
                 remedy="Lower train.learning_rate or set train.clip_norm. " + self._kept_so_far(),
             )
         self.place.loss += float(values.sum())
+
+    def _check_weights(self, done: int) -> None:
+        # A rectifier makes a zero of NaN: broken weights need not show in the loss.
+        for variable in self.network.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise LookalikeError(
+                    f"the weights {variable.name} became NaN or infinite before step {done:,} of "
+                    f"{self.steps:,}",
+                    remedy=_CALMER + self._kept_so_far(),
+                )
 
     def _kept_so_far(self) -> str:
         last = self.keeper.newest() if self.keeper is not None else None
@@ -303,13 +314,7 @@ class _Training:
         self.place.loss = float(self.ranks.mean(tf.constant(self.place.loss)))
         if self.ranks.rank != 0 or self.keeper is None:
             return
-        for variable in self.network.variables:
-            if not np.isfinite(variable.numpy()).all():
-                raise LookalikeError(
-                    f"the weights {variable.name} became NaN or infinite before step {done:,} of "
-                    f"{self.steps:,}",
-                    remedy=_CALMER + self._kept_so_far(),
-                )
+        self._check_weights(done)
         with artifacts.workbench() as folder:
             self.state.write(str(folder / _VARIABLES))
             np.savez(folder / _BEST, *self.best)
@@ -455,13 +460,16 @@ def _step(
     def step(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         trained = [*network.trainable_variables, *objective.trainable_variables]
         with tf.GradientTape() as tape:
-            value = objective(classes, network(images, training=True))
+            vectors = network(images, training=True)
+            value = objective(classes, vectors)
             differentiated = optimizer.get_scaled_loss(value) if scaled else value
         gradients = tape.gradient(differentiated, trained)
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
         optimizer.apply_gradients(zip(ranks.averaged(gradients), trained, strict=True))
-        return value
+        # Of vectors that are no numbers a loss that picks pairs picks none, and is zero.
+        finite = tf.reduce_all(tf.math.is_finite(vectors))
+        return tf.where(finite, value, tf.constant(np.nan, value.dtype))
 
     return step
 

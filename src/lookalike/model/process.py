@@ -32,7 +32,12 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
         tf.config.experimental.enable_tensor_float_32_execution(False)
+    set_precision(train)
+
+
+def set_precision(train: Train) -> None:
+    """What networks that are made from now on compute in."""
     precision = train.precision
     if precision == "auto":
-        precision = "mixed_float16" if gpus else "float32"
+        precision = "mixed_float16" if tf.config.list_physical_devices("GPU") else "float32"
     tf.keras.mixed_precision.set_global_policy(precision)
