@@ -126,7 +126,9 @@ def test_a_rank_that_hangs_is_named_and_all_begin_again(
 ) -> None:
     stopped = Listener(at=30, act=send(0, signal.SIGSTOP))
     trained = launch.train(job("stopped", silence=5), stopped.audience, tmp_path / "stopped.log")
-    assert re.match(r"rank [01] \(process \d+ on .*\) said nothing for 5 seconds", stopped.said[0])
+    assert re.match(
+        r"rank [01] \(process \d+ on .*\) said nothing for \d+ seconds", stopped.said[0]
+    )
     assert trained.steps == 600
     assert ranks_of() == []
 
@@ -137,7 +139,7 @@ def test_the_only_rank_hangs_and_there_are_no_restarts(
     alone = Listener(at=20, act=send(0, signal.SIGSTOP))
     lonely = job("alone", ranks=1, silence=5, restarts=0, checkpoint_steps=5)
     with pytest.raises(
-        RankError, match=r"rank 0 .*said nothing for 5 sec.*alone.log.*from step \d"
+        RankError, match=r"rank 0 .*said nothing for \d+ sec.*alone.log.*from step \d"
     ):
         launch.train(lonely, alone.audience, tmp_path / "alone.log")
     assert ranks_of() == []

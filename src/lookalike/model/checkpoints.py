@@ -35,8 +35,13 @@ class Checkpoints:
         for artifact in found:
             try:
                 artifacts.verify(artifact)
-            except (LookalikeError, OSError):
+            except (LookalikeError, FileNotFoundError):
                 continue  # damaged: the one before it costs an interval, no more
+            except OSError as error:  # whole, for all anybody knows: not to be begun anew without
+                raise LookalikeError(
+                    f"the checkpoint {artifact.uri} cannot be read ({error})",
+                    remedy="Run `lookalike train` again once it can",
+                ) from error
             return artifact
         return None
 
@@ -52,8 +57,12 @@ class Checkpoints:
             LookalikeError: it could not be written.
         """
         try:
-            artifacts.commit(self.root, KIND, built, {"step": step, "place": place})
-            for old in self._by_step()[KEPT:]:
+            kept = artifacts.commit(self.root, KIND, built, {"step": step, "place": place})
+            others = [a for a in self._by_step() if a.uri != kept.uri]
+            # One of as many steps or more was passed over: this training went on from before it.
+            before = [a for a in others if a.meta["step"] < step]
+            passed_over = [a for a in others if a.meta["step"] >= step]
+            for old in [*passed_over, *before[KEPT - 1 :]]:
                 artifacts.remove(old.uri)
         except OSError as error:
             raise LookalikeError(

@@ -166,6 +166,8 @@ class _Training:
         if train.init_from is not None:
             networks.start_from(self.network, train.init_from)
         self.objective = losses.make(train, len(snapshot.classes), ranks)
+        # Before anything is made of them: moving averages begin where the weights do.
+        ranks.share([*self.network.variables, *self.objective.trainable_variables])
         self.trained = [*self.network.trainable_variables, *self.objective.trainable_variables]
         self.optimizer = _optimizer(train, self.steps, ranks.size)
         self.optimizer.build(self.trained)
@@ -326,7 +328,6 @@ class _Training:
             found = self.keeper.newest()
         uri = self.ranks.told(None if found is None else found.uri)
         if uri is None:
-            self.ranks.share([*self.network.variables, *self.objective.trainable_variables])
             return
         kept = artifacts.open_artifact(uri, checkpoints.KIND)
         with artifacts.workbench() as folder:

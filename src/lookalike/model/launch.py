@@ -162,24 +162,23 @@ def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
     settings = spark.getConf()
     host = str(settings.get("spark.driver.host", "127.0.0.1"))
     group = f"horovod.spark.run.{job_id.next_job_id() + 1}"
+    seen = _Seen()
     with (
         _Output(log) as output,
         Exchange(host, settings.get("spark.driver.bindAddress")) as exchange,
-        _watched(exchange, job.train, audience, lambda: spark.cancelJobGroup(group)) as seen,
     ):
         try:
-            results = run(
-                _rank,
-                args=(job, exchange.address),
-                num_proc=job.train.ranks,
-                use_gloo=True,
-                stdout=output,
-                stderr=output,
-                verbose=0,
-            )
+            with _watched(exchange, seen, job.train, audience, lambda: spark.cancelJobGroup(group)):
+                results = run(
+                    _rank,
+                    args=(job, exchange.address),
+                    num_proc=job.train.ranks,
+                    use_gloo=True,
+                    stdout=output,
+                    stderr=output,
+                    verbose=0,
+                )
         except Exception as error:
-            if exchange.ranks:
-                exchange.hang_up()
             raise seen.error(exchange, error) from error
     return Trained(**results[0])
 
@@ -271,8 +270,7 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
 class _Seen:
     """What went wrong, as the lines told it."""
 
-    def __init__(self, patience: int):
-        self.patience = patience
+    def __init__(self) -> None:
         self.refused: LookalikeError | None = None
         """What a rank raised on purpose: beginning again would end alike."""
         self.failed: list[str] = []
@@ -283,9 +281,11 @@ class _Seen:
         if self.refused is not None:
             return self.refused
         if self.silent:
-            return RankError(f"{self.silent[0]} said nothing for {self.patience} seconds")
+            seconds = time.monotonic() - self.silent[0].at
+            return RankError(f"{self.silent[0]} said nothing for {seconds:.0f} seconds")
         if exchange.lost:
-            # A rank that raised said so before its line broke.
+            # A rank that raised said so before its line broke; what a killed one had no time to
+            # say, others say for it, later.
             lost = str(exchange.lost[0])
             told = [words for words in self.failed if words.startswith(lost)]
             return RankError(told[0] if told else f"{lost} ended without a word")
@@ -302,9 +302,13 @@ class _Seen:
 
 @contextmanager
 def _watched(
-    exchange: Exchange, train: Train, audience: Audience, cancel: Callable[[], object]
-) -> Iterator[_Seen]:
-    seen, over = _Seen(train.silence), threading.Event()
+    exchange: Exchange,
+    seen: _Seen,
+    train: Train,
+    audience: Audience,
+    cancel: Callable[[], object],
+) -> Iterator[None]:
+    over = threading.Event()
     begin: tuple[float, int] | None = None
     trouble: float | None = None
 
@@ -343,9 +347,10 @@ def _watched(
             if trouble is None and (seen.silent or exchange.lost):
                 # The others wait for it in a collective operation: some notice, some do not.
                 trouble = time.monotonic()
-            if trouble is not None and time.monotonic() - trouble > (
-                0 if seen.silent else _PATIENCE
-            ):
+            patience = 0 if seen.silent else _PATIENCE
+            if trouble is not None and time.monotonic() - trouble > patience:
+                # Others may have given a stopped rank up before the driver does.
+                seen.silent = seen.silent or exchange.silent(_PATIENCE - 5)
                 exchange.hang_up()
                 cancel()
                 trouble = float("inf")
@@ -353,7 +358,7 @@ def _watched(
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield seen
+        yield
     finally:
         over.set()
         watcher.join()

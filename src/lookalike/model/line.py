@@ -194,6 +194,8 @@ class Line:
             self.tell("goodbye")
         else:
             self._over.set()
+            with suppress(OSError):  # closing alone says nothing while the listener waits in it
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
 
     def at(self, step: int, steps: int) -> None:

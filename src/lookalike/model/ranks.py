@@ -91,7 +91,7 @@ class Ranks:
 
     def told(self, value: Any) -> Any:
         """Rank 0's value, on every rank; any that pickles."""
-        return value if self.size == 1 else self.horovod.broadcast_object(value, root_rank=0)
+        return value if self.size == 1 else self.horovod.broadcast_object(value, 0, name="told")
 
     def share(self, variables: Sequence[tf.Variable]) -> None:
         """Give all ranks rank 0's values."""

@@ -144,10 +144,9 @@ def _run_trial(
     from lookalike.model.ranks import Ranks
 
     begin = time.time()
+    train = with_values(train, _plain(values))
     process.set_up(train, sharing=sharing)
-    fitted = training.fit(
-        Snapshot.open(snapshot), with_values(train, _plain(values)), seed, Ranks()
-    )
+    fitted = training.fit(Snapshot.open(snapshot), train, seed, Ranks())
     return {
         "loss": -fitted.scores.map_at_r,
         "status": STATUS_OK,

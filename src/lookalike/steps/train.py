@@ -107,12 +107,22 @@ def run(context: Context) -> TrainedEncoder:
             seed=config.seed,
             made_from=made_from,
         )
+        logged: set[float] = set()
+
+        def on_epoch(values: dict[str, float]) -> None:
+            with suppress(MlflowException, OSError):  # no training ends for want of a word
+                _log_epoch(run, values)
+                logged.add(values["epoch"])
+
         audience = launch.Audience(
             progress=context.progress,
-            epoch=lambda values: _log_epoch(run, values),
+            epoch=on_epoch,
             say=context.say,
         )
         trained = launch.train(job, audience, context.log / f"train-{run.run_id}.log")
+        for epoch in trained.curve:
+            if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
+                _log_epoch(run, epoch)
         run.tags({"encoder": trained.fingerprint})
         error = _show(run, snapshot["uri"], trained, config.seed)
     result = TrainedEncoder(
@@ -143,8 +153,7 @@ def _log_epoch(run: Run, values: dict[str, float]) -> None:
         for name, value in values.items()
         if name != "epoch"
     }
-    with suppress(MlflowException, OSError):  # no training ends for want of a word
-        run.metrics(metrics, step=int(values["epoch"]))
+    run.metrics(metrics, step=int(values["epoch"]))
 
 
 def _show(run: Run, snapshot: str, trained: Trained, seed: int) -> float | None:
