@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,14 @@ def asked(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser
+
+
+def in_process(file: str, *arguments: str) -> dict[str, float]:
+    """Figures that a benchmark prints last, as JSON, when it is run with these arguments."""
+    command = [sys.executable, file, *arguments]
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found

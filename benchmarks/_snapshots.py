@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,29 @@ import pyarrow.parquet as pq
 from lookalike import artifacts, planning
 from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
 from lookalike.images import Preprocessing
+from lookalike.lake import idx
 from lookalike.planning import BatchShape
+
+SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
+
+
+def clothes(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fashion-MNIST's training images where they are at hand, else the sample's, repeated.
+
+    Returns:
+        uint8 (count, 28, 28) and their classes, int32 (count,).
+    """
+    found = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
+    source = found if found.is_dir() else SAMPLE
+    pixels, labels = (
+        idx.parse((source / name).read_bytes(), kind, name)
+        for name, kind in (
+            ("train-images-idx3-ubyte.gz", idx.IMAGES),
+            ("train-labels-idx1-ubyte.gz", idx.LABELS),
+        )
+    )
+    order = np.arange(count) % len(pixels)
+    return pixels[order], labels[order].astype(np.int32)
 
 
 def write_snapshot(

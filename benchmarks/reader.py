@@ -21,8 +21,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,13 +32,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _figures import Figures, asked
-from _snapshots import write_snapshot
+from _figures import Figures, asked, in_process
+from _snapshots import clothes, write_snapshot
 from PIL import Image
 
 from lookalike.images import Preprocessing
-from lookalike.lake import idx
-from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.model.batches import Shard, epoch_batches
+from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +68,11 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
         for _ in range(arguments.rounds):
             for contender, runs in found.items():
-                runs.append(_in_process(contender, folder, arguments.passes))
+                runs.append(
+                    in_process(
+                        __file__, "--one", contender, str(folder), "--passes", str(arguments.passes)
+                    )
+                )
     pace = {name: median(run["pace"] for run in runs) for name, runs in found.items()}
     figures = Figures(
         "reader",
@@ -93,16 +95,6 @@ def main() -> None:
     for name, runs in found.items():
         figures.add(f"{name}: peak memory", median(run["peak"] for run in runs), "MiB")
     figures.show(arguments.json)
-
-
-def _in_process(name: str, folder: Path, passes: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", name, str(folder), "--passes", str(passes)]
-    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _measure(batches: Callable[[Path, int], Iterator[Any]], folder: Path, passes: int) -> None:
@@ -245,14 +237,8 @@ CONTENDERS: dict[str, Callable[[Path, int], Iterator[Any]]] = {
 
 
 def _write_images(folder: Path, count: int) -> None:
-    found = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
-    source = found if found.is_dir() else SAMPLE
-    name = "train-images-idx3-ubyte.gz"
-    pixels = idx.parse((source / name).read_bytes(), idx.IMAGES, name)
-    name = "train-labels-idx1-ubyte.gz"
-    labels = idx.parse((source / name).read_bytes(), idx.LABELS, name).astype(np.int32)
-    order = np.arange(count) % len(pixels)
-    pixels, labels = pixels[order][..., None], labels[order]
+    pixels, labels = clothes(count)
+    pixels = pixels[..., None]
     np.save(folder / "images.npy", pixels)
     np.save(folder / "labels.npy", labels)
     rows = pa.table({"image": pa.array([image.tobytes() for image in pixels], pa.binary()),

@@ -14,22 +14,17 @@ Each in processes of its own, in turns; the first epoch of each is not counted.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from _figures import Figures, asked
-from _snapshots import write_snapshot
+from _figures import Figures, asked, in_process
+from _snapshots import clothes, write_snapshot
 
 from lookalike.config import Train
 from lookalike.images import Preprocessing
-from lookalike.lake import idx
 from lookalike.planning import BatchShape
 
 SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
@@ -53,8 +48,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), given.items)
         for _ in range(given.rounds):
-            rounds.append({kind: _in_process(kind, folder) for kind in kinds})
-        start = _in_process("start", folder)
+            rounds.append({kind: in_process(__file__, "--one", kind, folder) for kind in kinds})
+        start = in_process(__file__, "--one", "start", folder)
     title = f"{given.items:,} images of 28 x 28, batches of 10 x 8, one thread a process"
     figures = Figures("training", title)
 
@@ -72,16 +67,6 @@ def main() -> None:
     figures.show(given.json)
 
 
-def _in_process(kind: str, folder: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", kind, folder]
-    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-    if done.returncode:
-        raise SystemExit(f"{kind}: {done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def _train(ranks: int = 1) -> Train:
     return Train(
         ranks=ranks,
@@ -95,11 +80,12 @@ def _train(ranks: int = 1) -> Train:
 
 
 def _bare(folder: Path) -> dict[str, float]:
-    import tensorflow as tf
+    from lookalike.model import losses, networks, process  # first: it says which Keras
 
-    from lookalike.model import losses, networks, process
-    from lookalike.model.batches import Shard, Snapshot, epoch_batches
+    import tensorflow as tf  # isort: skip
+    from lookalike.model.batches import Shard, epoch_batches
     from lookalike.model.ranks import Ranks
+    from lookalike.model.snapshot import Snapshot
 
     train = _train()
     process.set_up(train)
@@ -139,7 +125,7 @@ def _fit(folder: Path) -> dict[str, float]:
 
 def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
     from lookalike.model import fit, process
-    from lookalike.model.batches import Snapshot
+    from lookalike.model.snapshot import Snapshot
 
     process.set_up(train, ranks)
     fitted = fit.fit(Snapshot.open(folder), train, SEED, ranks)
@@ -150,15 +136,19 @@ def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
 
 
 def _ranks(folder: Path, count: int) -> dict[str, float]:
-    from horovod import run
+    from horovod.spark import run
+
+    from lookalike.config import Spark
+    from lookalike.lake.session import open_session
 
     def rank() -> dict[str, float]:
         from lookalike.model.ranks import Ranks
 
         return fitted(place, Ranks.all(), train)
 
+    open_session(Spark(master=f"local[{count}]"), "benchmark")
     fitted, place, train = _fitted, str(folder), _train(count)
-    found: dict[str, float] = run(rank, num_proc=count, use_gloo=True)[0]
+    found: dict[str, float] = run(rank, num_proc=count, use_gloo=True, verbose=0)[0]
     return found
 
 
@@ -180,8 +170,8 @@ def _start(folder: Path) -> dict[str, float]:
 
         moments = [psutil.Process().create_time()]
         from lookalike.model import fit, process
-        from lookalike.model.batches import Snapshot
         from lookalike.model.ranks import Ranks
+        from lookalike.model.snapshot import Snapshot
 
         moments.append(time.time())
         ranks = Ranks.all()
@@ -218,18 +208,9 @@ _KINDS = {
 
 
 def _write(folder: Path, count: int) -> None:
-    source = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
-    source = source if source.is_dir() else SAMPLE
-    pixels, labels = (
-        idx.parse((source / f"train-{name}").read_bytes(), kind, name)
-        for name, kind in (
-            ("images-idx3-ubyte.gz", idx.IMAGES),
-            ("labels-idx1-ubyte.gz", idx.LABELS),
-        )
-    )
-    order = np.arange(count) % len(pixels)
-    files = [image.tobytes() for image in pixels[order]]
-    write_snapshot(folder, files, labels[order], Preprocessing(28, 1), BATCH, "raw", validation=500)
+    pixels, labels = clothes(count)
+    files = [image.tobytes() for image in pixels]
+    write_snapshot(folder, files, labels, Preprocessing(28, 1), BATCH, "raw", validation=500)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -209,18 +209,24 @@ def open_artifact(uri: str, kind: str) -> Artifact:
     return Artifact(uri, manifest)
 
 
-def verify(artifact: Artifact) -> None:
-    """Read every file and compare its sha256.
+def verify(artifact: Artifact, uris: Collection[str] | None = None) -> None:
+    """Read every file, or those at some URIs, and compare its sha256.
 
     Raises:
-        ArtifactError: naming the first file that is not what was committed.
+        ArtifactError: naming the first file that is missing or not what was committed.
+        OSError: a file that cannot be read, which says nothing of what it is.
     """
     inner, path = filesystem(artifact.uri)
     for entry in artifact.manifest.files:
+        if uris is not None and join(artifact.uri, entry.path) not in uris:
+            continue
         digest = hashlib.sha256()
-        with inner.open_input_stream(f"{path}/{entry.path}") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
+        try:
+            with inner.open_input_stream(f"{path}/{entry.path}") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+        except FileNotFoundError:
+            raise _damaged(artifact.uri, f"{entry.path} is missing") from None
         if digest.hexdigest() != entry.sha256:
             raise _damaged(artifact.uri, f"{entry.path} is not the file that was committed")
 

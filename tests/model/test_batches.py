@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookalike.errors import ArtifactError, ConfigError, DataError
-from lookalike.model.batches import Batch, Shard, Snapshot, epoch_batches, repeats
+from lookalike.model.batches import Batch, Shard, epoch_batches, repeats
+from lookalike.model.reader import cache_folder
+from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 P, K = 4, 3
@@ -141,10 +143,35 @@ def test_a_cache_serves_the_next_epoch_and_stays_bounded(make_snapshot, tmp_path
         next(epoch_batches(snapshot, replace(cached, cache_bytes=least - 1), 0))
 
 
+_KILLED = """
+import os, signal
+from lookalike.model.reader import cache_folder
+with cache_folder() as folder:
+    (folder / "block").write_bytes(b"x")
+    print(folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_cached_is_removed_and_what_others_use_is_not() -> None:
+    with cache_folder() as own:
+        done = subprocess.run(
+            [sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True, check=False
+        )
+        left = Path(done.stdout.strip())
+        assert (left / "block").exists()
+        assert own.exists()
+        with cache_folder() as other:
+            assert other.exists()
+        assert own.exists()
+    assert not any(folder.exists() for folder in (left, own, other))
+
+
 PEAK = """
 import re, sys
 from pathlib import Path
-from lookalike.model.batches import Shard, Snapshot, epoch_batches, repeats
+from lookalike.model.batches import Shard, epoch_batches, repeats
+from lookalike.model.snapshot import Snapshot
 snapshot = Snapshot.open(sys.argv[1])
 shard = Shard(0, 1, snapshot.batch, 1, 64 * 2**20 // snapshot.item_bytes)
 images = sum(len(batch.pixels) for batch in epoch_batches(snapshot, shard, 0))
@@ -203,15 +230,22 @@ def test_blocks_that_cannot_be_read_are_named(uri: str) -> None:
     snapshot = Snapshot.open(uri)
     block = sorted(Path(uri).glob("train/*.parquet"))[3]
     block.write_bytes(bytes(block.stat().st_size))
-    with pytest.raises(ArtifactError, match=r"cannot be read .*lookalike snapshot"):
+    with pytest.raises(ArtifactError, match=r"block-00003\.parquet is not the file that was"):
         list(epoch_batches(snapshot, Shard(0, 1, BATCH, 5, 1), 0))
     block.unlink()
     with pytest.raises(ArtifactError, match=r"block-00003\.parquet is missing"):
         list(epoch_batches(snapshot, Shard(0, 1, BATCH, 5, 1), 0))
     for path in Path(uri).glob("validation/*"):
         path.write_bytes(b"")
-    with pytest.raises(ArtifactError, match=r"is missing|bytes, not"):
+    with pytest.raises(ArtifactError, match=r"validation/.* is not the file that was committed"):
         snapshot.validation()
+
+
+def test_a_block_that_is_whole_but_out_of_reach_is_not_called_damaged(uri: str) -> None:
+    snapshot = Snapshot.open(uri)
+    block = snapshot.files("train")[0]
+    with pytest.raises(ConnectionError, match="reset"), snapshot.readable([block]):
+        raise ConnectionError("reset by peer")  # what an object store's hiccup ends as
 
 
 def test_another_batch_than_the_blocks_are_laid_out_for_is_refused(uri: str) -> None:

@@ -12,8 +12,8 @@ from lookalike.config import Augment, Train
 from lookalike.errors import LookalikeError
 from lookalike.images import encode_png
 from lookalike.metrics import Calibration
-from lookalike.model.batches import Snapshot
 from lookalike.model.checkpoints import Checkpoints
+from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 
@@ -109,6 +109,21 @@ def test_going_on_from_a_checkpoint_ends_alike(
     assert [e.loss for e in ended.epochs] == pytest.approx([e.loss for e in whole.epochs])
     assert np.abs(whole.after - ended.after).max() <= 1e-5
     assert np.abs(whole.after - whole.before).max() > 0.1
+
+
+def test_a_checkpoint_of_another_network_is_named(
+    make_snapshot: Callable[..., str], tmp_path: Path
+) -> None:
+    from lookalike.model import fit
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    kept = Checkpoints(str(tmp_path / "kept"))
+    fit.fit(snapshot, small(checkpoint_steps=10, epochs=1), 1, Ranks(), keeper=kept)
+    other = small(embedding_size=16, epochs=1)
+    words = r"the checkpoint .* is not of this network .* remove the folder \S+kept to begin anew"
+    with pytest.raises(LookalikeError, match=words):
+        fit.fit(snapshot, other, 1, Ranks(), keeper=kept)
 
 
 def test_the_best_epochs_weights_are_kept(make_snapshot: Callable[..., str]) -> None:

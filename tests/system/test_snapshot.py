@@ -8,7 +8,8 @@ from lookalike.errors import ConfigError
 from lookalike.images import Preprocessing, content_hash, decode, encode_png
 from lookalike.lake import snapshot
 from lookalike.lake.tables import Tables
-from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.model.batches import Shard, epoch_batches
+from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 BATCH = BatchShape(3, 4)

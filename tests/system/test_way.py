@@ -24,7 +24,8 @@ from lookalike import encoder as encoders
 from lookalike.encoder import Encoder
 from lookalike.errors import ArtifactError
 from lookalike.images import encode_png
-from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.model.batches import Shard, epoch_batches
+from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 from lookalike.serving.client import Endpoint
 from lookalike.serving.release import Release, load_champion

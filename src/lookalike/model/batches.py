@@ -20,8 +20,6 @@ from lookalike.model.pool import Draw, Fill, Pool
 from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
-__all__ = ["Batch", "Shard", "Snapshot", "epoch_batches", "repeats"]
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -219,7 +217,7 @@ class _Buffer:
         uris = snapshot.files(TRAIN, numbers)
         blocks = reader.read(uris, self._columns, cache)
         for number, uri in zip(numbers, uris, strict=True):
-            with snapshot.readable():
+            with snapshot.readable(uris):
                 block = next(blocks)
             planned = snapshot.layout.block(int(number))
             found = np.zeros_like(planned)

@@ -35,7 +35,7 @@ class Checkpoints:
         for artifact in found:
             try:
                 artifacts.verify(artifact)
-            except (LookalikeError, FileNotFoundError):
+            except LookalikeError:
                 continue  # damaged: the one before it costs an interval, no more
             except OSError as error:  # whole, for all anybody knows: not to be begun anew without
                 raise LookalikeError(

@@ -17,11 +17,12 @@ from lookalike import artifacts, planning
 from lookalike.config import Augment, Train
 from lookalike.errors import LookalikeError
 from lookalike.metrics import Scores, exact_scores
-from lookalike.model import checkpoints, losses, networks
+from lookalike.model import checkpoints, losses, networks, reader
 from lookalike.model.augmentation import augmented
-from lookalike.model.batches import Shard, Snapshot, epoch_batches
+from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.checkpoints import Checkpoints
 from lookalike.model.ranks import Ranks
+from lookalike.model.snapshot import Snapshot
 
 _LOOKED_AT = 25
 """Steps between two looks at whether the loss is a number: each look waits for the device."""
@@ -183,17 +184,18 @@ class _Training:
         """Weights of the best epoch, where training may go on beyond it."""
 
     def run(self) -> Fitted:
-        with artifacts.workbench() as folder:
-            if self.snapshot.remote:
-                self.cache = folder
+        if not self.snapshot.remote:
+            return self._run()
+        with reader.cache_folder() as self.cache:
             return self._run()
 
     def _run(self) -> Fitted:
         pixels, classes = self.snapshot.validation()
         before = self._vectors(pixels)
         self._resume()
+        batches = iter(self._batches())
         while self.place.epoch < self.train.epochs and not self._stale():
-            pace = self._epoch()
+            pace = self._epoch(batches)
             with self._averaged():
                 scores = _scores(self._vectors(pixels), classes, self.ranks)
                 self._end_epoch(scores, pace)
@@ -223,56 +225,57 @@ class _Training:
             train.sync_batch_norm,
         )
 
-    def _epoch(self) -> _Pace:
+    def _epoch(self, batches: Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]) -> _Pace:
         """Take an epoch's steps, or those that are left of it."""
         place, train = self.place, self.train
         losses_since: list[tf.Tensor] = []
         taken, waited, begin = 0, 0.0, time.perf_counter()
-        batches = iter(self._batches())
-        while True:
+        while place.step < self.per_epoch:
             asked = time.perf_counter()
             try:
-                batch = next(batches, None)
+                images, classes, repeated = next(batches)
             except tf.errors.OpError as error:
                 raise self.unread or error from None
             waited += time.perf_counter() - asked
-            if batch is None:
-                break
-            images, classes, repeated = batch
             losses_since.append(self.step(images, classes))
             taken += 1
             place.step += 1
             place.repeated += int(repeated)
-            done = place.epoch * self.per_epoch + place.step
+            done = self._done
             due = self.keeper is not None and done % train.checkpoint_steps == 0
             if due or done % _LOOKED_AT == 0 or place.step == self.per_epoch:
                 self._count(losses_since)
                 losses_since.clear()
             if due:
-                self._keep(done)
+                self._keep()
             self.watcher.step(done, self.steps)
-        self._check_weights((place.epoch + 1) * self.per_epoch)
+        self._check_weights()
         return _Pace(taken, time.perf_counter() - begin, waited)
 
     def _count(self, since: list[tf.Tensor]) -> None:
         values = tf.stack(since).numpy()
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
-            done = self.place.epoch * self.per_epoch + self.place.step
+            first = self._done - len(since) + int(wrong[0]) + 1
             raise LookalikeError(
-                f"the loss became {values[wrong[0]]} at step {done - len(since) + wrong[0] + 1:,} "
+                f"the loss became {values[wrong[0]]} at step {first:,} "
                 f"of {self.steps:,} on rank {self.ranks.rank}",
-                remedy="Lower train.learning_rate or set train.clip_norm. " + self._kept_so_far(),
+                remedy=_CALMER + self._kept_so_far(),
             )
         self.place.loss += float(values.sum())
 
-    def _check_weights(self, done: int) -> None:
+    @property
+    def _done(self) -> int:
+        """Steps done, over all epochs."""
+        return self.place.epoch * self.per_epoch + self.place.step
+
+    def _check_weights(self) -> None:
         # A rectifier makes a zero of NaN: broken weights need not show in the loss.
         for variable in self.network.variables:
             if not np.isfinite(variable.numpy()).all():
                 raise LookalikeError(
-                    f"the weights {variable.name} became NaN or infinite before step {done:,} of "
-                    f"{self.steps:,}",
+                    f"the weights {variable.name} became NaN or infinite before step "
+                    f"{self._done:,} of {self.steps:,}",
                     remedy=_CALMER + self._kept_so_far(),
                 )
 
@@ -310,17 +313,17 @@ class _Training:
 
     # The state, kept and taken up again.
 
-    def _keep(self, done: int) -> None:
+    def _keep(self) -> None:
         self._average_statistics()
         # As on all ranks, so that whoever goes on from here has it right.
         self.place.loss = float(self.ranks.mean(tf.constant(self.place.loss)))
         if self.ranks.rank != 0 or self.keeper is None:
             return
-        self._check_weights(done)
+        self._check_weights()
         with artifacts.workbench() as folder:
             self.state.write(str(folder / _VARIABLES))
             np.savez(folder / _BEST, *self.best)
-            self.keeper.save(folder, done, asdict(self.place))
+            self.keeper.save(folder, self._done, asdict(self.place))
 
     def _resume(self) -> None:
         found = None
@@ -332,7 +335,15 @@ class _Training:
         kept = artifacts.open_artifact(uri, checkpoints.KIND)
         with artifacts.workbench() as folder:
             files = artifacts.fetch(kept, folder)
-            self.state.read(str(files / _VARIABLES)).assert_existing_objects_matched()
+            try:
+                self.state.read(str(files / _VARIABLES)).assert_existing_objects_matched()
+            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                raise LookalikeError(
+                    f"the checkpoint {uri} is not of this network "
+                    f"({str(error).strip().splitlines()[0][:200]})",
+                    remedy="Make the network of train.network what it was, or remove the folder "
+                    f"{uri.rstrip('/').rpartition('/')[0]} to begin anew",
+                ) from error
             with np.load(files / _BEST, allow_pickle=False) as best:
                 self.best = [best[f"arr_{i}"] for i in range(len(best))]
         self.place = _Place.of(kept.meta["place"])
@@ -363,9 +374,10 @@ class _Training:
     def _average_statistics(self) -> None:
         # Batch normalisation's running means are each rank's own until here. What they become is
         # linear in them: averaging more often changes nothing.
-        for variable in self.network.non_trainable_variables:
-            if variable.dtype.is_floating:
-                variable.assign(self.ranks.mean(variable))
+        own = [v for v in self.network.non_trainable_variables if v.dtype.is_floating]
+        means = self.ranks.averaged([variable.value() for variable in own])
+        for variable, mean in zip(own, means, strict=True):
+            variable.assign(mean)
 
     def _vectors(self, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
         """Vectors of images, a share of them by each rank: float32 (n, dim) on all."""
@@ -381,8 +393,11 @@ class _Training:
         return result
 
     def _batches(self) -> tf.data.Dataset:
-        """The rest of an epoch's batches, read and changed ahead of their use."""
-        place, train, preprocessing = self.place, self.train, self.snapshot.preprocessing
+        """The batches of this epoch and all after it, read and changed ahead of their use.
+
+        One stream of them: an epoch's first are read while the one before is validated.
+        """
+        place, train, preprocessing = replace(self.place), self.train, self.snapshot.preprocessing
         shard = Shard(
             rank=self.ranks.rank,
             ranks=self.ranks.size,
@@ -394,12 +409,17 @@ class _Training:
             cache=self.cache,
             cache_bytes=train.cache_mb * 2**20,
         )
-        batches = epoch_batches(self.snapshot, shard, place.epoch, place.step)
 
-        def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+            start = place.step
             try:
-                for batch in batches:
-                    yield batch.pixels, batch.classes, batch.repeated
+                for epoch in range(place.epoch, train.epochs):
+                    rng = np.random.default_rng([self.seed, epoch, self.ranks.rank])
+                    first = int(rng.integers(2**31)) + start
+                    batches = epoch_batches(self.snapshot, shard, epoch, start)
+                    for number, batch in enumerate(batches, first):
+                        yield batch.pixels, batch.classes, batch.repeated, number
+                    start = 0
             except (LookalikeError, OSError) as error:
                 self.unread = error  # TensorFlow gives one of its own for it
                 raise
@@ -410,15 +430,18 @@ class _Training:
                 tf.TensorSpec((train.batch.size, *preprocessing.shape), tf.uint8),
                 tf.TensorSpec((train.batch.size,), tf.int32),
                 tf.TensorSpec((), tf.int32),
+                tf.TensorSpec((), tf.int64),
             ),
         )
-        if train.augment != Augment():
-            seed = [self.seed, place.epoch, self.ranks.rank]
-            start = int(np.random.default_rng(seed).integers(2**31)) + place.step
-            data = data.enumerate(start).map(
-                lambda number, batch: (augmented(batch[0], train.augment, number), *batch[1:])
-            )
-        return data.prefetch(4)
+
+        def changed(
+            pixels: tf.Tensor, classes: tf.Tensor, repeated: tf.Tensor, number: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            if train.augment != Augment():
+                pixels = augmented(pixels, train.augment, number)
+            return pixels, classes, repeated
+
+        return data.map(changed).prefetch(4)
 
 
 def _encoder(network: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:

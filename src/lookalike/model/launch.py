@@ -186,8 +186,8 @@ def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
 def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
     from lookalike.model import fit as training
     from lookalike.model import process
-    from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks
+    from lookalike.model.snapshot import Snapshot
 
     ranks = Ranks.all()
     first = ranks.rank == 0

@@ -79,11 +79,12 @@ class Ranks:
         spread = tf.math.squared_difference(every[:, 0], mean)
         return mean, tf.reduce_mean(every[:, 1] + spread, axis=0)
 
-    def averaged(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Gradients averaged over ranks: that of the mean of the ranks' losses."""
-        if self.size == 1:
-            return list(gradients)
-        return list(self.horovod.grouped_allreduce(gradients, op=self.horovod.Average))
+    def averaged(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Each averaged over ranks, all in one exchange; gradients become those of the mean of
+        the ranks' losses."""
+        if self.size == 1 or not values:
+            return list(values)
+        return list(self.horovod.grouped_allreduce(values, op=self.horovod.Average))
 
     def mean(self, value: tf.Tensor) -> tf.Tensor:
         """A value averaged over ranks."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 from lookalike import artifacts
 from lookalike.errors import ConfigError
 
+_CACHE = "lookalike-cache-"
 _SHARDS = 6
 """Databases that Petastorm's cache is split into, each of which must hold 5 blocks."""
 
@@ -48,6 +53,37 @@ class Cache:
         # Left alone it throws out ten blocks at a time: of a small cache all that it holds.
         settings = {"cleanup": False, "cull_limit": 2}
         return LocalDiskCache(str(self.folder), self.size, self.block, _SHARDS, **settings)
+
+
+@contextmanager
+def cache_folder() -> Iterator[Path]:
+    """A local folder for a `Cache`, gone afterwards; those that killed processes left go too."""
+    root = Path(tempfile.gettempdir())
+    for left in root.glob(f"{_CACHE}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f".{_CACHE}"))  # others see it once it is locked
+    with _locked(folder):
+        folder = folder.rename(root / folder.name[1:])
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which a process loses in whatever way it ends.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,15 +86,17 @@ class Snapshot:
         """Bytes that an image takes in memory until it is drawn; of files, on average."""
         if self.format == "raw":
             return self.preprocessing.item_bytes
-        sizes = {entry.path: entry.size for entry in self.artifact.manifest.files}
-        held = sum(sizes[block["path"]] for block in self.artifact.meta["blocks"][TRAIN])
-        return max(1, held // self.train_items)
+        return max(1, sum(self._block_sizes) // self.train_items)
 
     @property
     def block_bytes(self) -> int:
         """Bytes of the largest block of training images."""
+        return max(self._block_sizes)
+
+    @property
+    def _block_sizes(self) -> list[int]:
         sizes = {entry.path: entry.size for entry in self.artifact.manifest.files}
-        return max(sizes[block["path"]] for block in self.artifact.meta["blocks"][TRAIN])
+        return [sizes[block["path"]] for block in self.artifact.meta["blocks"][TRAIN]]
 
     @property
     def remote(self) -> bool:
@@ -165,7 +167,7 @@ class Snapshot:
         pixels, classes = [], []
         for uri in self.files(VALIDATION):
             inner, path = artifacts.filesystem(uri)
-            with self.readable():
+            with self.readable([uri]):
                 packs = pq.read_table(path, filesystem=inner).to_pylist()
             for pack in packs:
                 images = self.images(pack[PIXELS], pack.get(LENGTHS, b""))
@@ -200,17 +202,18 @@ class Snapshot:
         return pixels
 
     @contextmanager
-    def readable(self) -> Iterator[None]:
-        """Say of a file that cannot be read whose it is.
+    def readable(self, uris: Collection[str]) -> Iterator[None]:
+        """Tell blocks that are damaged from those that could not be read this time.
+
+        Args:
+            uris: of the blocks that are read within.
 
         Raises:
-            ArtifactError: naming the file where it is missing or of another size.
+            ArtifactError: one is missing, or not what was committed.
+            OSError, pyarrow.ArrowException: what reading raised, where all are whole.
         """
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
-            artifacts.open_artifact(self.artifact.uri, SNAPSHOT)
-            raise ArtifactError(
-                f"a block of the snapshot {self.artifact.uri} cannot be read ({error})",
-                remedy="Run `lookalike snapshot` again",
-            ) from error
+        except (OSError, pa.ArrowException):
+            artifacts.verify(self.artifact, uris)
+            raise

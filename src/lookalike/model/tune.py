@@ -140,8 +140,8 @@ def _run_trial(
 ) -> dict[str, Any]:
     from lookalike.model import fit as training
     from lookalike.model import process
-    from lookalike.model.batches import Snapshot
     from lookalike.model.ranks import Ranks
+    from lookalike.model.snapshot import Snapshot
 
     begin = time.time()
     train = with_values(train, _plain(values))

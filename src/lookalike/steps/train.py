@@ -17,13 +17,14 @@ from lookalike.columns import VALIDATION
 from lookalike.config import VectorsData, with_values
 from lookalike.encoder import Specification
 from lookalike.errors import DataError
-from lookalike.metrics import Calibration, calibrate, held_out_reliability
+from lookalike.metrics import Calibration, calibrate, has_pairs, held_out_reliability
 from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
 from lookalike.tracking import Run
 
 if TYPE_CHECKING:
     from lookalike.model.launch import Trained
+    from lookalike.model.snapshot import Snapshot
 
 STEP = "train"
 
@@ -79,6 +80,7 @@ def run(context: Context) -> TrainedEncoder:
         return _adopt(context, context.config.data.dim)
     from lookalike.model import launch
     from lookalike.model.checkpoints import Checkpoints
+    from lookalike.model.snapshot import Snapshot
 
     config, ledger = context.config, context.ledger
     snapshot = ledger.need("snapshot").outputs
@@ -97,7 +99,9 @@ def run(context: Context) -> TrainedEncoder:
     with context.tracking.run("model") as run:
         run.params({"train": train.model_dump(), "seed": config.seed})
         made_from = {"snapshot": snapshot["uri"], "config": config.recorded()}
-        run.tags({"searched": str(bool(values)), **_origin(snapshot["uri"])})
+        opened = Snapshot.open(snapshot["uri"])
+        versions = {f"{t}_version": str(v) for t, v in opened.artifact.meta["versions"].items()}
+        run.tags({"searched": str(bool(values)), "snapshot": snapshot["uri"], **versions})
         run.json(made_from, "made_from.json")
         job = launch.Job(
             snapshot=snapshot["uri"],
@@ -124,7 +128,7 @@ def run(context: Context) -> TrainedEncoder:
             if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
                 _log_epoch(run, epoch)
         run.tags({"encoder": trained.fingerprint})
-        error = _show(run, snapshot["uri"], trained, config.seed)
+        error = _show(run, opened, trained, config.seed)
     result = TrainedEncoder(
         uri=trained.uri,
         fingerprint=trained.fingerprint,
@@ -136,15 +140,9 @@ def run(context: Context) -> TrainedEncoder:
         run_id=run.run_id,
     )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
-    Checkpoints(checkpoints).remove()
+    with suppress(OSError):  # what is committed stays so; `clean` removes what is left
+        Checkpoints(checkpoints).remove()
     return result
-
-
-def _origin(snapshot: str) -> dict[str, str]:
-    from lookalike.model.batches import Snapshot
-
-    versions = Snapshot.open(snapshot).artifact.meta["versions"]
-    return {"snapshot": snapshot, **{f"{t}_version": str(v) for t, v in versions.items()}}
 
 
 def _log_epoch(run: Run, values: dict[str, float]) -> None:
@@ -156,13 +154,11 @@ def _log_epoch(run: Run, values: dict[str, float]) -> None:
     run.metrics(metrics, step=int(values["epoch"]))
 
 
-def _show(run: Run, snapshot: str, trained: Trained, seed: int) -> float | None:
+def _show(run: Run, snapshot: Snapshot, trained: Trained, seed: int) -> float | None:
     """Log a training's pictures and last figures; the calibration's expected error."""
-    from lookalike.model.batches import Snapshot
     from lookalike.steps import training_pictures
 
-    opened = Snapshot.open(snapshot)
-    pixels, classes = opened.validation()
+    pixels, classes = snapshot.validation()
     found = held_out_reliability(trained.after, classes, seed)
     with artifacts.workbench() as folder:
         for picture in training_pictures.draw(
@@ -171,7 +167,7 @@ def _show(run: Run, snapshot: str, trained: Trained, seed: int) -> float | None:
             after=trained.after,
             pixels=pixels,
             classes=classes,
-            names=opened.classes,
+            names=snapshot.classes,
             reliability=found,
             curve=trained.curve,
         ):
@@ -252,8 +248,7 @@ def _calibration(
     with record_batches(rows, context.files) as batches:
         items = [item for batch in batches for item in batch.to_pylist()]
     labels = np.array([item["label"] for item in items])
-    _, counts = np.unique(labels, return_counts=True)
-    if len(counts) < 2 or counts.max() < 2:
+    if not has_pairs(labels):
         return None, 0
     vectors = encoder.scaled([item["bytes"] for item in items], dim)
     return calibrate(vectors, labels, context.config.seed), len(items)
