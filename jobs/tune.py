@@ -4,4 +4,5 @@ import sys
 
 from lookalike.cli import main
 
-main(["tune", *sys.argv[1:]])
+# On a schedule the snapshot changes, and with it the search.
+main(["tune", "--fresh", *sys.argv[1:]])

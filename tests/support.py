@@ -77,8 +77,8 @@ def write_recipe(folder: Path, train: int, test: int) -> Path:
         },
         "tune": {
             "trials": 2,
-            "parallelism": 2,
-            "epochs": 1,
+            "algorithm": "random",  # so that both may run at once
+            "budget": {"epochs": 1},
             "space": {
                 "learning_rate": {"log_uniform": [0.004, 0.006]},
                 "embedding_size": {"choice": [24, 40]},

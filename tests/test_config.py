@@ -38,17 +38,32 @@ def test_shipped_recipes_are_valid_and_open_with_what_they_cost(recipe: Path) ->
         ("data={source: manifest, table: t.csv, path: p, url: u}", "path and url of path, url"),
         ("data={source: manifest, table: t.csv, url: u, root: r}", "root is where paths lie"),
         ("data={source: vectors, table: t.csv}", "'data.dim' is missing"),
-        ("tune.parallelism=3", r"tune.parallelism = 3 is more than the 2 tasks.*1 to 2"),
+        (
+            "tune.parallelism=3,tune.trials=6",
+            r"tune.parallelism = 3 is more than the 2 tasks.*1 to 2",
+        ),
         ("train.ranks=3", r"train.ranks = 3 is more than the 2 tasks.*1 to 2"),
         ("train.classes_per_batch=11", r"train.classes_per_batch = 11 .*10 classes.*2 to 10"),
-        ("tune.trials=1", r"tune.parallelism = 2 is more than tune.trials = 1"),
+        ("tune.parallelism=2,tune.trials=3", r"parallelism = 2 for trials = 3: tpe learns.*1 to 1"),
+        (
+            "tune.trials=1,tune.algorithm=random",
+            r"parallelism = 2 for trials = 1: there are no more",
+        ),
+        ("tune.budget={epochs: 2, minutes: 1}", r"exactly one of epochs, steps and minutes"),
+        ("tune.budget={}", r"exactly one of epochs, steps and minutes"),
+        ("tune.objective=loss", r"tune.objective = 'loss'.*'map_at_r'"),
         ("tune.space={}", r"tune.space names nothing"),
         ("warehouse={}", r"'warehouse.tables' is missing"),
     ],
 )
 def test_what_is_refused_is_named_with_what_is_allowed(setting: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        config.load(DEMO, [setting])
+        config.load(DEMO, _settings(setting))
+
+
+def _settings(text: str) -> list[str]:
+    """Several, apart by commas before a key."""
+    return re.split(r",(?=tune\.)", text)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +71,20 @@ def test_what_is_refused_is_named_with_what_is_allowed(setting: str, said: str) 
     [
         ("{loss.alhpa: {uniform: [1, 2]}}", "'loss.alhpa' is no key of train. Allowed: alpha"),
         ("{loss.alpha: {uniform: [-1, 2]}}", "greater than 0"),
-        ("{loss.alpha: {unifrom: [1, 2]}}", "none of choice, int, log_uniform, uniform"),
-        ("{loss.alpha: {uniform: [2, 1]}}", "from 2.0 to 1.0, not upwards"),
+        ("{loss.alpha: {unifrom: [1, 2]}}", "none of choice, int, log_uniform, normal, uniform"),
+        ("{loss.alpha: {uniform: [2, 1]}}", "from 2 to 1, not upwards"),
+        ("{loss.alpha: {uniform: [1, 2, 3]}}", "not two numbers"),
+        ("{loss.alpha: {normal: [2, 1]}}", "alpha = -1"),
+        ("{learning_rate: {log_uniform: [0, 0.1]}}", "begins at 0"),
         ("{network: {choice: [simple_cnn, resnet99]}}", "network = 'resnet99'"),
-        ("{embedding_size: {choice: []}}", "at least 1 item"),
+        ("{embedding_size: {choice: []}}", "Name at least 1"),
+        ("{embedding_size: {uniform: [64, 128]}}", "embedding_size = 103.55"),
+        ("{embedding_size: {int: [64, 5000]}}", "embedding_size = 5000"),
         ("{ranks: {int: [1, 2]}}", "'ranks' is not searched"),
+        ("{images_per_class: {choice: [4, 16]}}", "images_per_class = 16.*Allowed: 2 to 8"),
+        ("{loss: {choice: [{name: triplet, margin: {uniform: [0.1, 9]}}]}}", "margin = 9"),
+        ("{loss: {choice: [{name: tripel}]}}", "loss.name = 'tripel'"),
+        ("{loss: {choice: [{name: triplet}]}, loss.alpha: {uniform: [1, 2]}}", "lies within loss"),
     ],
 )
 def test_a_search_space_is_checked_against_what_it_searches(space: str, said: str) -> None:
@@ -124,6 +148,22 @@ def test_best_values_replace_the_recipes() -> None:
     found = config.with_values(train, {"loss.alpha": 3.5, "embedding_size": 32})
     assert (found.loss.alpha, found.embedding_size) == (3.5, 32)
     assert found.loss.beta == train.loss.beta
+
+
+def test_any_part_of_a_training_can_be_searched() -> None:
+    """Every word, and parts that exist only under a choice."""
+    space = (
+        "{learning_rate: {log_uniform: [0.001, 0.01]}, weight_decay: {normal: [0.02, 0.005]},"
+        " embedding_size: {int: [16, 64]}, warmup: {uniform: [0, 0.5]},"
+        " augment.flip: {choice: [true, false]}, clip_norm: {choice: [null, 1.0]},"
+        " images_per_class: {choice: [4, 8]}, network: {choice: [simple_cnn, compact_resnet]},"
+        " loss: {choice: [{name: triplet, mining: {choice: [hard, semi_hard]}},"
+        " {alpha: {uniform: [1, 4]}, beta: 20}]}}"
+    )
+    tune = config.load(DEMO, [f"tune.space={space}"]).tune
+    assert len(tune.parts) == 9
+    assert tune.parallelism == 2
+    assert config.load(DEMO, ["tune.parallelism=null"]).tune.at_most == 2
 
 
 def test_vectors_are_searched_for_nothing(tmp_path: Path) -> None:

@@ -127,7 +127,6 @@ def _command(step: str) -> None:
     module_help = {
         "duplicates": "Find duplicates, and decide which split each item is in.",
         "snapshot": "Decode a pinned version of the tables for training.",
-        "tune": "Search hyperparameters across the cluster's workers.",
         "train": "Train the encoder on several ranks.",
         "embed": "Give every item of the catalogue its vector.",
         "index": "Build the nearest-neighbour index.",
@@ -169,7 +168,35 @@ def ingest(
         called.obj.out.print_json(result.model_dump_json())
 
 
-for _step in STEPS[1:-1]:
+for _step in STEPS[1:3]:
+    _command(_step)
+
+
+@app.command()
+def tune(
+    called: typer.Context,
+    conf: Conf,
+    more: Annotated[
+        int, typer.Option(min=0, help="Trials beyond those that the search has, or shall have.")
+    ] = 0,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Begin anew where recipe or snapshot are not the search's."),
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search hyperparameters across the cluster's workers; a killed search goes on."""
+    from lookalike.steps import tune as step
+
+    with _opened(called.obj, step.STEP, conf, set_, debug) as context:
+        result = _run_step(called.obj, context, step.STEP, "", more=more, fresh=fresh)
+    if as_json:
+        called.obj.out.print_json(result.model_dump_json())
+
+
+for _step in STEPS[4:-1]:
     _command(_step)
 
 

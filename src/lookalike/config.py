@@ -22,7 +22,10 @@ from pydantic import (
 
 from lookalike.errors import ConfigError, scrubbed
 from lookalike.images import Preprocessing
+from lookalike.metrics import Scores
 from lookalike.planning import BatchShape
+from lookalike.space import WORDS, Part, samples
+from lookalike.space import part as parts
 
 M = TypeVar("M", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -406,28 +409,26 @@ class Train(_Model):
         return self.model_dump(mode="json", exclude=safety)
 
 
-class LogUniform(_Model):
-    log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+class Budget(_Model):
+    """How long a training lasts: exactly one of these."""
 
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of training steps; validation is not counted"
+    )
 
-class Uniform(_Model):
-    uniform: tuple[float, float]
-
-
-class Integers(_Model):
-    int: tuple[int, int]
-
-
-class Choice(_Model):
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)]
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if sum(value is not None for value in (self.epochs, self.steps, self.minutes)) != 1:
+            raise ValueError("give exactly one of epochs, steps and minutes")
+        return self
 
 
 _NOT_SEARCHED = (
     "ranks",
     "threads",
     "epochs",
-    "classes_per_batch",
-    "images_per_class",
     "group_by",
     "deterministic",
     "validation_items",
@@ -437,35 +438,64 @@ _NOT_SEARCHED = (
     "restarts",
     "silence",
 )
-Range = LogUniform | Uniform | Integers | Choice
 
 
 class Tune(_Model):
     """The search. Keys of `space` are keys of `train`, dotted: `loss.alpha`."""
 
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "search"
     trials: Annotated[int, Field(ge=0, description="0: no search, train with the values given")] = 8
-    parallelism: Positive = 1
-    epochs: Positive = 2
-    space: dict[str, Range] = {}
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _known_words(cls, space: Any) -> Any:
-        words = {"log_uniform", "uniform", "int", "choice"}
-        for key, spec in (space or {}).items():
-            if not isinstance(spec, dict) or len(spec) != 1 or not set(spec) <= words:
-                raise ValueError(f"{key}: {spec!r} is none of {', '.join(sorted(words))}")
-        return space
+    parallelism: Positive | None = Field(
+        None, description="trials at once; else as many as the cluster runs tasks, within reason"
+    )
+    algorithm: Literal["tpe", "random", "anneal"] = "tpe"
+    objective: Literal[Scores.METRICS] = Field(  # type: ignore[valid-type]
+        "map_at_r", description="on the validation split, itself left out; larger is better"
+    )
+    budget: Budget = Field(Budget(epochs=2), description="of every trial")
+    space: dict[str, Any] = {}
 
     @field_validator("space")
     @classmethod
-    def _ascending(cls, space: dict[str, Range]) -> dict[str, Range]:
-        for key, spec in space.items():
-            (word,) = type(spec).model_fields
-            bounds = getattr(spec, word)
-            if word != "choice" and not bounds[0] < bounds[1]:
-                raise ValueError(f"{key}: {word} goes from {bounds[0]} to {bounds[1]}, not upwards")
+    def _of_words(cls, space: dict[str, Any]) -> dict[str, Any]:
+        for key, value in space.items():
+            try:
+                part = parts(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+            if not isinstance(part, tuple(WORDS.values())):
+                raise ValueError(f"{key}: {value!r} is none of {', '.join(sorted(WORDS))}")
+            above = [other for other in space if key.startswith(f"{other}.")]
+            if above:
+                raise ValueError(f"{key} lies within {above[0]}, which is searched as a whole")
         return space
+
+    @model_validator(mode="after")
+    def _learns(self) -> Tune:
+        at_once = self.parallelism or 1
+        if self.trials and at_once > (most := self.at_most):
+            raise ValueError(
+                f"parallelism = {at_once} for trials = {self.trials}: "
+                + (
+                    "there are no more to run"
+                    if self.algorithm == "random"
+                    else f"{self.algorithm} learns from trials that have ended, and would draw "
+                    "more than half of them before any has, at random"
+                )
+                + f". Allowed: 1 to {most}"
+            )
+        return self
+
+    @property
+    def at_most(self) -> int:
+        """Trials that may run at once, so that the search can still learn from those before."""
+        share = 1 if self.algorithm == "random" else 2
+        return max(1, self.trials // share)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The space, as `lookalike.space` says it."""
+        return {key: parts(value) for key, value in self.space.items()}
 
 
 class IndexPlan(_Model):
@@ -538,7 +568,7 @@ class Config(_Model):
     def _possible(self) -> Config:
         slots = self.spark.slots
         for key, value in (
-            ("tune.parallelism", self.tune.parallelism),
+            ("tune.parallelism", self.tune.parallelism or 1),
             ("train.ranks", self.train.ranks),
         ):
             if slots is not None and value > slots:
@@ -546,11 +576,6 @@ class Config(_Model):
                     f"{key} = {value} is more than the {slots} tasks that spark.master = "
                     f"{self.spark.master!r} runs at once. Allowed: 1 to {slots}"
                 )
-        if self.tune.trials and self.tune.parallelism > self.tune.trials:
-            raise ValueError(
-                f"tune.parallelism = {self.tune.parallelism} is more than tune.trials = "
-                f"{self.tune.trials}. Allowed: 1 to {self.tune.trials}"
-            )
         searches = self.tune.trials > 0 and not isinstance(self.data, VectorsData)
         if searches and not self.tune.space:
             raise ValueError(
@@ -567,18 +592,22 @@ class Config(_Model):
         return self
 
     def _searchable(self) -> None:
-        for key, spec in self.tune.space.items():
+        for key, part in self.tune.parts.items():
             if key in _NOT_SEARCHED:
                 raise ValueError(
-                    f"tune.space: {key!r} is not searched: budget, snapshot and cluster are made "
-                    f"for the recipe's own. Not searched: {', '.join(_NOT_SEARCHED)}"
+                    f"tune.space: {key!r} is not searched: a trial is one process with a budget of "
+                    f"its own, on the recipe's snapshot. Not searched: {', '.join(_NOT_SEARCHED)}"
                 )
-            (word,) = type(spec).model_fields
-            for value in getattr(spec, word):
+            for value in samples(part):
                 try:
-                    with_values(self.train, {key: value})
+                    found = with_values(self.train, {key: value})
                 except ConfigError as error:
                     raise ValueError(f"tune.space: {error}") from error
+                if found.images_per_class > (most := self.train.images_per_class):
+                    raise ValueError(
+                        f"tune.space: images_per_class = {found.images_per_class}, but the "
+                        f"snapshot is laid out for the recipe's own. Allowed: 2 to {most}"
+                    )
 
 
 def with_values(train: Train, values: dict[str, Any]) -> Train:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow import MlflowClient
+from mlflow import MlflowClient, entities
 from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
@@ -107,9 +107,18 @@ class Tracking:
             mlflow.set_tracking_uri(uri)  # type: ignore[arg-type]
 
     @contextmanager
-    def run(self, name: str, parent: str | None = None) -> Iterator[Run]:
-        """A run that ends as what happened: FINISHED, FAILED, or KILLED by a person."""
-        run = self.start(name, parent)
+    def run(self, name: str, again: str | None = None) -> Iterator[Run]:
+        """A run that ends as what happened: FINISHED, FAILED, or KILLED by a person.
+
+        Args:
+            name: of a new run.
+            again: the id of one to go on with, in place of a new one.
+        """
+        if again is None:
+            run = self.start(name)
+        else:
+            run = Run(self, again)
+            self.client.update_run(again, status=RunStatus.to_string(RunStatus.RUNNING))
         status = RunStatus.FAILED
         try:
             yield run
@@ -139,6 +148,30 @@ class Run:
     tracking: Tracking
     run_id: str
 
+    def within(self) -> list[entities.Run]:
+        """The runs that have this one as their parent."""
+        found, token = [], None
+        while True:
+            page = self.tracking.client.search_runs(
+                [self.tracking.experiment_id()],
+                f"tags.`{_PARENT}` = '{self.run_id}'",
+                page_token=token,
+            )
+            found += page
+            if not (token := page.token):
+                return found
+
+    def abandon(self) -> None:
+        """End as KILLED what a killed process left open: those within, and this one."""
+        self.abandon_within()
+        if _open(self.tracking.client.get_run(self.run_id)):
+            self.end(RunStatus.KILLED)
+
+    def abandon_within(self) -> None:
+        """End as KILLED those within that a killed process left open."""
+        for run in filter(_open, self.within()):
+            Run(self.tracking, run.info.run_id).end(RunStatus.KILLED)
+
     def params(self, values: Mapping[str, Any]) -> None:
         """Log values; nested ones by dotted names."""
         entries = [Param(k, str(v)[:_MAX_PARAM]) for k, v in flat(values).items()]
@@ -162,6 +195,10 @@ class Run:
 
     def end(self, status: int, end_time: int | None = None) -> None:
         self.tracking.client.set_terminated(self.run_id, RunStatus.to_string(status), end_time)
+
+
+def _open(run: entities.Run) -> bool:
+    return bool(run.info.status == RunStatus.to_string(RunStatus.RUNNING))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

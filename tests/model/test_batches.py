@@ -250,7 +250,7 @@ def test_a_block_that_is_whole_but_out_of_reach_is_not_called_damaged(uri: str) 
 
 def test_another_batch_than_the_blocks_are_laid_out_for_is_refused(uri: str) -> None:
     shard = Shard(0, 1, BatchShape(4, 5), 5, 1)
-    with pytest.raises(ConfigError, match=r"= 4 x 5, but .* is laid out for 4 x 3"):
+    with pytest.raises(ConfigError, match=r"images_per_class = 5, but .* is laid out for 4 x 3"):
         next(epoch_batches(Snapshot.open(uri), shard, 0))
 
 

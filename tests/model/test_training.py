@@ -176,8 +176,10 @@ def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
 def test_the_learning_rate_warms_up_and_falls_by_a_cosine(scaling: str, factor: int) -> None:
     from lookalike.model import fit
 
+    import tensorflow as tf  # isort: skip  # after what says which Keras
+
     train = small(learning_rate=0.01, warmup=0.25, rank_scaling=scaling)
-    rate = fit._optimizer(train, 100, 4)._learning_rate
+    rate = fit._optimizer(train, tf.Variable(100.0), 4)._learning_rate
     top = 0.01 * factor
     expected = {0: 0.0, 10: 0.4 * top, 25: top, 100: 0.0}
     expected[62] = top * (1 + math.cos(math.pi * 37 / 75)) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from lookalike import artifacts, planning
-from lookalike.config import Augment, Train
+from lookalike.config import Augment, Budget, Train
 from lookalike.errors import LookalikeError
 from lookalike.metrics import Scores, exact_scores
 from lookalike.model import checkpoints, losses, networks, reader
@@ -100,6 +101,8 @@ class _Place:
 
     epoch: int = 0
     step: int = 0
+    spent: float = 0.0
+    """Seconds of training steps, where they are what is budgeted."""
     loss: float = 0.0
     repeated: int = 0
     curve: list[Epoch] = field(default_factory=list)
@@ -129,6 +132,7 @@ def fit(
     ranks: Ranks,
     watcher: Watcher | None = None,
     keeper: Checkpoints | None = None,
+    budget: Budget | None = None,
 ) -> Fitted:
     """Train a network on a snapshot.
 
@@ -139,12 +143,14 @@ def fit(
         ranks: the processes that train together.
         watcher: told how it goes.
         keeper: where to go on from, and where to keep the state every so many steps.
+        budget: how long it lasts, in place of `train.epochs`.
 
     Raises:
         ConfigError: a batch that the snapshot cannot fill.
         LookalikeError: the loss is no number.
     """
-    return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper).run()
+    budget = budget or Budget(epochs=train.epochs)
+    return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper, budget).run()
 
 
 class _Training:
@@ -156,13 +162,15 @@ class _Training:
         ranks: Ranks,
         watcher: Watcher,
         keeper: Checkpoints | None,
+        budget: Budget,
     ):
-        snapshot.check(train.batch, ranks.size, seed, train.epochs)
         tf.keras.utils.set_random_seed(seed)
         self.snapshot, self.train, self.seed, self.ranks = snapshot, train, seed, ranks
-        self.watcher, self.keeper = watcher, keeper
+        self.watcher, self.keeper, self.budget = watcher, keeper, budget
         self.per_epoch = planning.steps_per_epoch(snapshot.train_items, ranks.size, train.batch)
-        self.steps = self.per_epoch * train.epochs
+        self.steps = budget.steps or self.per_epoch * (budget.epochs or train.epochs)
+        """In all; of a budget of minutes as many as will be, as it looks until now."""
+        snapshot.check(train.batch, ranks.size, seed, -(-self.steps // self.per_epoch))
         self.network = self._network()
         if train.init_from is not None:
             networks.start_from(self.network, train.init_from)
@@ -170,7 +178,9 @@ class _Training:
         # Before anything is made of them: moving averages begin where the weights do.
         ranks.share([*self.network.variables, *self.objective.trainable_variables])
         self.trained = [*self.network.trainable_variables, *self.objective.trainable_variables]
-        self.optimizer = _optimizer(train, self.steps, ranks.size)
+        # The schedule reads it: what is planned of a budget of minutes changes on the way.
+        self.planned = tf.Variable(self.steps, trainable=False, dtype=tf.float32)
+        self.optimizer = _optimizer(train, self.planned, ranks.size)
         self.optimizer.build(self.trained)
         self.step = _step(self.network, self.optimizer, self.objective, ranks)
         self.state = tf.train.Checkpoint(
@@ -194,7 +204,7 @@ class _Training:
         before = self._vectors(pixels)
         self._resume()
         batches = iter(self._batches())
-        while self.place.epoch < self.train.epochs and not self._stale():
+        while self._done < self.steps and not self._stale():
             pace = self._epoch(batches)
             with self._averaged():
                 scores = _scores(self._vectors(pixels), classes, self.ranks)
@@ -230,7 +240,8 @@ class _Training:
         place, train = self.place, self.train
         losses_since: list[tf.Tensor] = []
         taken, waited, begin = 0, 0.0, time.perf_counter()
-        while place.step < self.per_epoch:
+        looked = begin
+        while place.step < self.per_epoch and self._done < self.steps:
             asked = time.perf_counter()
             try:
                 images, classes, repeated = next(batches)
@@ -243,14 +254,34 @@ class _Training:
             place.repeated += int(repeated)
             done = self._done
             due = self.keeper is not None and done % train.checkpoint_steps == 0
-            if due or done % _LOOKED_AT == 0 or place.step == self.per_epoch:
+            ends = place.step == self.per_epoch or done == self.steps
+            if due or ends or done % _LOOKED_AT == 0 or done == 1:
                 self._count(losses_since)
                 losses_since.clear()
+                now = time.perf_counter()
+                self._plan(done, now - looked)
+                looked = now
             if due:
                 self._keep()
             self.watcher.step(done, self.steps)
         self._check_weights()
         return _Pace(taken, time.perf_counter() - begin, waited)
+
+    def _plan(self, done: int, seconds: float) -> None:
+        """Of a budget of minutes, see how many steps it will have been.
+
+        Args:
+            done: steps.
+            seconds: since the look before; the first step's are its compilation's.
+        """
+        if self.budget.minutes is None or done == 1:
+            return
+        self.place.spent += seconds
+        left = self.budget.minutes * 60 - self.place.spent
+        each = self.place.spent / (done - 1)
+        # All ranks must take as many.
+        self.steps = self.ranks.told(done + max(0, round(left / each)))
+        self.planned.assign(self.steps)
 
     def _count(self, since: list[tf.Tensor]) -> None:
         values = tf.stack(since).numpy()
@@ -290,8 +321,8 @@ class _Training:
         images = self.ranks.size * self.train.batch.size * pace.steps
         epoch = Epoch(
             number=place.epoch,
-            steps=self.per_epoch,
-            loss=float(self.ranks.mean(tf.constant(place.loss / self.per_epoch))),
+            steps=place.step,
+            loss=float(self.ranks.mean(tf.constant(place.loss / place.step))),
             validation=validation,
             repeated=place.repeated,
             images_per_second=images / pace.seconds,
@@ -413,7 +444,7 @@ class _Training:
         def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
             start = place.step
             try:
-                for epoch in range(place.epoch, train.epochs):
+                for epoch in itertools.count(place.epoch):  # whoever asks knows when to end
                     rng = np.random.default_rng([self.seed, epoch, self.ranks.rank])
                     first = int(rng.integers(2**31)) + start
                     batches = epoch_batches(self.snapshot, shard, epoch, start)
@@ -451,15 +482,31 @@ def _encoder(network: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return encode
 
 
-def _optimizer(train: Train, steps: int, ranks: int) -> tf.keras.optimizers.Optimizer:
-    warm = int(train.warmup * steps)
+class _Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """Up to the rate over the first steps, then down to 0 by a cosine (Loshchilov & Hutter 2017).
+
+    Args:
+        rate: the highest.
+        warmup: share of the steps that it rises over.
+        planned: float32 scalar, steps in all; what it is while a step is taken counts.
+    """
+
+    def __init__(self, rate: float, warmup: float, planned: tf.Variable):
+        super().__init__()
+        self._rate, self._warmup, self._planned = rate, warmup, planned
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        done = tf.minimum(tf.cast(step, tf.float32) / self._planned, 1.0)
+        risen = done / self._warmup if self._warmup else 1.0
+        fallen = (done - self._warmup) / (1.0 - self._warmup)
+        return self._rate * tf.where(
+            done < self._warmup, risen, 0.5 * (1.0 + tf.cos(np.pi * fallen))
+        )
+
+
+def _optimizer(train: Train, planned: tf.Variable, ranks: int) -> tf.keras.optimizers.Optimizer:
     rate = train.learning_rate * ranks ** _GROWTH[train.rank_scaling]
-    schedule = tf.keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warm else rate,
-        decay_steps=max(1, steps - warm),
-        warmup_target=rate if warm else None,
-        warmup_steps=warm,
-    )
+    schedule = _Schedule(rate, train.warmup, planned)
     optimizer = tf.keras.optimizers.AdamW(
         schedule,
         weight_decay=train.weight_decay,

@@ -133,14 +133,15 @@ class Snapshot:
             epochs: how many there will be.
 
         Raises:
-            ConfigError: another P x K than the snapshot is laid out for, more ranks than blocks,
-                images that do not fill a batch on each rank, or a rank that would not have images
-                of P classes in one of the epochs.
+            ConfigError: more images of a class in a batch than the snapshot is laid out for, more
+                ranks than blocks, images that do not fill a batch on each rank, or a rank that
+                would not have images of P classes in one of the epochs.
         """
-        if batch != self.batch:
+        if batch.images > self.batch.images:
             raise ConfigError(
-                f"train.classes_per_batch x train.images_per_class = {batch}, but the snapshot "
-                f"{self.artifact.uri} is laid out for {self.batch}",
+                f"train.images_per_class = {batch.images}, but the snapshot {self.artifact.uri} is "
+                f"laid out for {self.batch}",
+                allowed=f"2 to {self.batch.images}",
                 remedy="Run `lookalike snapshot` again",
             )
         planning.check_classes(self.counts, batch)

@@ -1,36 +1,38 @@
-"""Hyperparameter search: Hyperopt over the cluster's workers."""
+"""Hyperparameter search: Hyperopt, over the cluster's workers where there is Spark."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hyperopt import STATUS_OK, SparkTrials, fmin, hp, space_eval, tpe
-from mlflow.exceptions import MlflowException
-from pyspark.sql import SparkSession
+from hyperopt import STATUS_FAIL, STATUS_OK, SparkTrials, Trials, anneal, fmin, hp, rand, tpe
+from hyperopt.base import JOB_STATE_DONE, JOB_STATE_ERROR
+from hyperopt.exceptions import AllTrialsFailed
+from hyperopt.fmin import space_eval
 
-from lookalike.config import (
-    Choice,
-    Integers,
-    LogUniform,
-    Range,
-    Train,
-    Tune,
-    Uniform,
-    with_values,
-)
-from lookalike.errors import LookalikeError
+from lookalike.config import Train, Tune, with_values
+from lookalike.errors import ConfigError, LookalikeError
+from lookalike.space import Choice, Integers, LogUniform, Normal, Part, Uniform
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 PRELOADED = ("lookalike.model.fit",)
 """What a trial's Python worker has imported before it is forked."""
+
+_MANY = 20
+"""Trials drawn at random before TPE learns, as Hyperopt has it; fewer where there are few."""
+_COMMONEST = 3
 
 
 @dataclass(frozen=True)
@@ -38,186 +40,331 @@ class Trial:
     """One trial that ended.
 
     Attributes:
-        number: from 0.
-        values: by dotted keys of `Train`.
-        map_at_r: on the validation split, itself left out; None where it failed.
-        curve: MAP@R after each epoch.
+        number: from 0, in the order in which they ended.
+        values: by keys of `Train`; of a choice, the option that was drawn.
+        score: on the validation split, itself left out; None where it failed.
+        curve: the score after each epoch.
         error: what a failed one raised.
         begin, end: seconds since 1970.
         worker: host and process that ran it.
+        drawn: what Hyperopt drew, by its own labels; of a choice, the option's number.
     """
 
     number: int
     values: dict[str, Any]
-    map_at_r: float | None
+    score: float | None
     curve: tuple[float, ...]
     error: str | None
     begin: float
     end: float
     worker: str
+    drawn: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> Trial:
+        """From `asdict`, after JSON."""
+        return cls(**{**kept, "curve": tuple(kept["curve"])})
 
 
 @dataclass(frozen=True)
-class Search:
-    """A finished search. `values` are those of the best trial, as `Train` takes them."""
+class Work:
+    """What is searched for, and on what.
 
-    values: dict[str, Any]
-    map_at_r: float
-    trials: tuple[Trial, ...]
+    Attributes:
+        snapshot: URI of the snapshot.
+        train: the values to begin with; its `ranks` must be 1.
+        tune: see `Tune`.
+        seed: of the search and of every trial.
+    """
+
+    snapshot: str
+    train: Train
+    tune: Tune
+    seed: int
 
 
 def search(
-    spark: SparkSession,
-    snapshot: str,
-    train: Train,
-    tune: Tune,
-    seed: int,
+    spark: SparkSession | None,
+    work: Work,
     on_trial: Callable[[Trial], None],
-) -> Search:
-    """Search for the values with the best MAP@R on the validation split, never on test.
+    kept: Sequence[Trial] = (),
+    trials: int | None = None,
+) -> list[Trial]:
+    """Search for the values with the best score on the validation split, never on test.
 
-    Each trial trains in one process on one worker, `tune.epochs` epochs.
+    Each trial trains in one process, one on each of Spark's tasks; without Spark one after the
+    other in this one. A trial that fails is one that ended: the search goes on. The search engine
+    is known here and nowhere else.
 
     Args:
-        spark: a session with at least `tune.parallelism` slots.
-        snapshot: URI of the snapshot.
-        train: the values to begin with.
-        tune: see `Tune`.
-        seed: of the search and of every trial.
-        on_trial: told each trial as it ends.
+        spark: a session; None to do without.
+        work: what to search for.
+        on_trial: told each trial as it ends, from another thread; where it raises it is told
+            again, for the last time at the end.
+        kept: trials that ended before; the search learns from them.
+        trials: how many there shall be in all, those that are kept too; `work.tune.trials` where
+            not given.
+
+    Returns:
+        All trials, in the order in which they ended.
 
     Raises:
-        LookalikeError: all trials failed.
+        ConfigError: a training on several ranks.
     """
-    space = {key: _expression(key, spec) for key, spec in tune.space.items()}
-    fixed = train.model_copy(update={"epochs": tune.epochs, "ranks": 1})
-    trials = SparkTrials(parallelism=tune.parallelism, spark_session=spark)
+    if work.train.ranks != 1:
+        raise ConfigError(
+            f"train.ranks = {work.train.ranks}, but a trial is one process: ranks of a trial would "
+            "wait for tasks that other trials hold",
+            allowed="1",
+            remedy="Search on one, and train on several",
+        )
+    tune = work.tune
+    wanted = tune.trials if trials is None else trials
+    parts = tune.parts
+    space = {key: _expression(key, part) for key, part in parts.items()}
+    at_once = _at_once(spark, tune, wanted)
+    sharing = math.ceil(at_once / _machines(spark))
+    done = Trials() if spark is None else SparkTrials(parallelism=at_once, spark_session=spark)
+    _put_back(done, kept, [label for key, part in parts.items() for label in _labels(key, part)])
 
     def objective(values: dict[str, Any]) -> dict[str, Any]:
-        return _run_trial(snapshot, fixed, values, seed, tune.parallelism)
+        return _trial(work, values, sharing)
 
-    with _watched(trials, space, on_trial):
-        try:
-            fmin(
-                objective,
-                space,
-                algo=tpe.suggest,
-                max_evals=tune.trials,
-                trials=trials,
-                rstate=np.random.default_rng(seed),
-                show_progressbar=False,
-                verbose=False,
-                return_argmin=False,
-            )
-        except Exception as error:  # hyperopt's own, where no trial has a loss
-            ended = _ended(trials, space)
-            if any(trial.error is None for trial in ended):
-                raise
-            raise _all_failed(ended) from error
-    ended = _ended(trials, space)
-    done = [trial for trial in ended if trial.map_at_r is not None]
-    if not done:
-        raise _all_failed(ended)
-    best = max(done, key=lambda trial: trial.map_at_r or 0.0)
-    return Search(best.values, float(best.map_at_r or 0.0), tuple(ended))
+    told = [*kept]
+    with _watched(done, space, told, on_trial), suppress(AllTrialsFailed):
+        fmin(
+            objective,
+            space,
+            algo=_algorithm(tune.algorithm, wanted, at_once),
+            max_evals=wanted,
+            trials=done,
+            # Going on must not draw again what was drawn.
+            rstate=np.random.default_rng([work.seed, len(kept)]),
+            show_progressbar=False,
+            verbose=False,
+            return_argmin=False,
+        )
+    return told
 
 
-def _expression(key: str, spec: Range) -> Any:
-    match spec:
-        case LogUniform(log_uniform=(low, high)):
-            return hp.loguniform(key, np.log(low), np.log(high))
-        case Uniform(uniform=(low, high)):
-            return hp.uniform(key, low, high)
-        case Integers(int=(low, high)):
-            return hp.uniformint(key, low, high)
-        case Choice(choice=options):
-            return hp.choice(key, list(options))
-    raise AssertionError(spec)
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial with the best score; of equal ones the first.
+
+    Raises:
+        LookalikeError: all failed; the commonest reasons are named.
+    """
+    done = [trial for trial in trials if trial.score is not None]
+    if done:
+        return max(done, key=lambda trial: trial.score or 0.0)
+    reasons = Counter(trial.error or "" for trial in trials).most_common(_COMMONEST)
+    raise LookalikeError(
+        f"all {len(trials)} trials failed: "
+        + "; ".join(f"{count} with {reason!r}" for reason, count in reasons),
+        remedy="Mend what they ran into, or narrow tune.space",
+    )
 
 
-def _run_trial(
-    snapshot: str, train: Train, values: dict[str, Any], seed: int, sharing: int
-) -> dict[str, Any]:
+def _algorithm(name: str, trials: int, at_once: int) -> Any:
+    if name == "tpe":
+        return partial(tpe.suggest, n_startup_jobs=max(at_once, min(_MANY, trials // 3)))
+    return {"random": rand.suggest, "anneal": anneal.suggest}[name]
+
+
+def _at_once(spark: SparkSession | None, tune: Tune, trials: int) -> int:
+    if spark is None:
+        return 1
+    slots = spark.sparkContext.defaultParallelism
+    most = tune.model_copy(update={"trials": trials}).at_most
+    return tune.parallelism or max(1, min(slots, most))
+
+
+def _machines(spark: SparkSession | None) -> int:
+    """Machines that trials run on: those on one share its cores."""
+    if spark is None:
+        return 1
+    context = spark.sparkContext
+    executors: Any = context._jsc.sc().statusTracker().getExecutorInfos()  # type: ignore[union-attr]
+    hosts = Counter(executor.host() for executor in executors)
+    if len(executors) > 1:  # the driver counts as one, and runs tasks only where it is alone
+        hosts[context.getConf().get("spark.driver.host") or ""] -= 1
+    return max(1, sum(count > 0 for count in hosts.values()))
+
+
+# The space, in Hyperopt's words.
+
+
+def _expression(label: str, part: Part) -> Any:
+    found: Any = part
+    match part:
+        case LogUniform(low, high):
+            found = hp.loguniform(label, np.log(low), np.log(high))
+        case Uniform(low, high):
+            found = hp.uniform(label, low, high)
+        case Integers(low, high):
+            found = hp.uniformint(label, low, high)
+        case Normal(mean, deviation):
+            found = hp.normal(label, mean, deviation)
+        case Choice(options):
+            named = [_expression(_option(label, i), option) for i, option in enumerate(options)]
+            found = hp.choice(label, named)
+        case dict():
+            found = {key: _expression(f"{label}.{key}", inner) for key, inner in part.items()}
+    return found
+
+
+def _labels(label: str, part: Part) -> Iterator[str]:
+    """Of everything that may be drawn."""
+    match part:
+        case LogUniform() | Uniform() | Integers() | Normal():
+            yield label
+        case Choice(options):
+            yield label
+            for i, option in enumerate(options):
+                yield from _labels(_option(label, i), option)
+        case dict():
+            for key, inner in part.items():
+                yield from _labels(f"{label}.{key}", inner)
+
+
+def _option(label: str, number: int) -> str:
+    return f"{label}[{number}]"
+
+
+# A trial, where it runs.
+
+
+def _trial(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
+    """Train once. What goes wrong is the trial's result: an exception would end the search."""
+    begin = time.time()
+    found: dict[str, Any] = {"begin": begin, "worker": f"{socket.gethostname()}:{os.getpid()}"}
+    try:
+        found |= {"status": STATUS_OK} | _scored(work, _plain(values), sharing)
+    except Exception as error:
+        words = str(error).strip().splitlines()
+        named = words[0][:500] if words else "no words"
+        ours = isinstance(error, LookalikeError)
+        found |= {
+            "status": STATUS_FAIL,
+            "error": named if ours else f"{type(error).__name__}: {named}",
+        }
+    return found | {"end": time.time()}
+
+
+def _scored(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
     from lookalike.model import fit as training
     from lookalike.model import process
     from lookalike.model.ranks import Ranks
     from lookalike.model.snapshot import Snapshot
 
-    begin = time.time()
-    train = with_values(train, _plain(values))
-    process.set_up(train, sharing=sharing)
-    fitted = training.fit(Snapshot.open(snapshot), train, seed, Ranks())
+    task = _task()
+    if task is not None and task.attemptNumber() > 0:
+        # Spark tries a lost task again; what killed one worker would kill the next.
+        raise LookalikeError("its worker ended without a word: killed, or out of memory")
+    gpus = task.resources().get("gpu") if task is not None else None
+    ranks = Ranks(devices=tuple(gpus.addresses) if gpus is not None else ())
+    train = with_values(work.train, values)
+    process.set_up(train, ranks, sharing)
+    snapshot = Snapshot.open(work.snapshot)
+    fitted = training.fit(snapshot, train, work.seed, ranks, budget=work.tune.budget)
+    objective = work.tune.objective
+    score = getattr(fitted.scores, objective)
     return {
-        "loss": -fitted.scores.map_at_r,
-        "status": STATUS_OK,
-        "curve": [epoch.validation.map_at_r for epoch in fitted.epochs],
-        "begin": begin,
-        "end": time.time(),
-        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "loss": -score,
+        "curve": [getattr(epoch.validation, objective) for epoch in fitted.epochs],
     }
 
 
-def _ended(trials: SparkTrials, space: dict[str, Any]) -> list[Trial]:
-    return [
-        _trial(doc, space)
-        for doc in trials.trials
-        if doc["result"].get("status") == STATUS_OK or doc["misc"].get("error")
-    ]
+def _task() -> Any:
+    try:
+        from pyspark import TaskContext
+    except ImportError:
+        return None
+    return TaskContext.get()
 
 
-def _trial(doc: dict[str, Any], space: dict[str, Any]) -> Trial:
-    result = doc["result"]
-    # hp.choice records the option's number; space_eval gives the option.
-    drawn = {key: value[0] for key, value in doc["misc"]["vals"].items() if value}
-    error = doc["misc"].get("error")
-    booked = (
-        doc["book_time"].replace(tzinfo=UTC).timestamp() if doc.get("book_time") else time.time()
-    )
+def _plain(value: Any) -> Any:
+    # numpy's numbers are not JSON's, and Hyperopt gives tuples for lists.
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# Hyperopt's documents of trials, and ours.
+
+
+def _put_back(trials: Trials, kept: Sequence[Trial], labels: Sequence[str]) -> None:
+    for number, trial in enumerate(kept):
+        # Numbers must have no gaps: Hyperopt counts on from how many there are.
+        misc = {
+            "tid": number,
+            "cmd": ("domain_attachment", "FMinIter_Domain"),
+            "workdir": None,
+            "idxs": {label: [number] if label in trial.drawn else [] for label in labels},
+            "vals": {
+                label: [trial.drawn[label]] if label in trial.drawn else [] for label in labels
+            },
+        }
+        result: dict[str, Any] = {"status": STATUS_FAIL, "error": trial.error}
+        if trial.score is not None:
+            result = {"status": STATUS_OK, "loss": -trial.score}
+        (document,) = trials.new_trial_docs([number], [None], [result], [misc])
+        document["state"] = JOB_STATE_DONE
+        trials.insert_trial_docs([document])
+    trials.refresh()
+
+
+def _read(document: dict[str, Any], space: dict[str, Any], number: int) -> Trial:
+    result = document["result"]
+    drawn = {key: _plain(value[0]) for key, value in document["misc"]["vals"].items() if value}
+    error = result.get("error")
+    if document["state"] == JOB_STATE_ERROR:  # not by the trial's doing: its worker is gone
+        said = str(document["misc"]["error"][1] or document["misc"]["error"][0])
+        lost = [line for line in said.splitlines() if "Error" in line or "exited" in line]
+        error = f"its worker was lost: {(lost or [said])[0].strip()[:500]}"
+    now = time.time()
     return Trial(
-        number=doc["tid"],
+        number=number,
+        # hp.choice records the option's number; space_eval gives the option.
         values=_plain(space_eval(space, drawn)),
-        map_at_r=None if error else -float(result["loss"]),
+        score=None if error is not None else -float(result["loss"]),
         curve=tuple(result.get("curve", ())),
-        error=str(error[1] or error[0]).strip().splitlines()[-1] if error else None,
-        begin=result.get("begin", booked),
-        end=result.get("end", booked),
+        error=error,
+        begin=result.get("begin", now),
+        end=result.get("end", now),
         worker=result.get("worker", ""),
-    )
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    # numpy's numbers are not JSON's.
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
-
-
-def _all_failed(trials: list[Trial]) -> LookalikeError:
-    commonest = max(
-        (t.error or "" for t in trials), key=[t.error for t in trials].count, default=""
-    )
-    return LookalikeError(
-        f"all {len(trials)} trials failed, most of them with: {commonest}",
-        remedy="Mend what they ran into, or narrow tune.space",
+        drawn=drawn,
     )
 
 
 @contextmanager
 def _watched(
-    trials: SparkTrials, space: dict[str, Any], on_trial: Callable[[Trial], None]
+    trials: Trials,
+    space: dict[str, Any],
+    told: list[Trial],
+    on_trial: Callable[[Trial], None],
 ) -> Iterator[None]:
     # SparkTrials tells nobody when a trial ends; its documents do.
-    told: set[int] = set()
+    known = set(range(len(told)))
     over = Event()
 
     def tell() -> None:
-        for trial in _ended(trials, space):
-            if trial.number not in told:
-                on_trial(trial)
-                told.add(trial.number)
+        # Of these, `trials.trials` leaves out those that were lost.
+        for document in list(trials._dynamic_trials):
+            if document["tid"] in known or document["state"] not in (
+                JOB_STATE_DONE,
+                JOB_STATE_ERROR,
+            ):
+                continue
+            trial = _read(document, space, len(told))
+            on_trial(trial)
+            known.add(document["tid"])
+            told.append(trial)
 
     def watch() -> None:
-        while not over.wait(1.0):
-            # A server that is away for a moment is told later, at the latest at the end.
-            with suppress(MlflowException, OSError):
+        while not over.wait(0.5):
+            with suppress(Exception):  # told again, at the latest at the end
                 tell()
 
     watcher = Thread(target=watch, daemon=True)
@@ -228,3 +375,8 @@ def _watched(
         over.set()
         watcher.join()
         tell()
+
+
+def recorded(trial: Trial) -> dict[str, Any]:
+    """As JSON holds it; `Trial.of` reads it."""
+    return asdict(trial)

@@ -137,6 +137,10 @@ class Context:
         return artifacts.join(self.files, "encoders")
 
     @property
+    def searches(self) -> str:
+        return artifacts.join(self.files, "searches")
+
+    @property
     def checkpoints(self) -> str:
         return artifacts.join(self.files, "checkpoints")
 

@@ -84,8 +84,8 @@ def run(context: Context) -> TrainedEncoder:
 
     config, ledger = context.config, context.ledger
     snapshot = ledger.need("snapshot").outputs
-    values = _searched(context, snapshot["uri"])
-    train = with_values(config.train, values)
+    searched = _searched(context, snapshot["uri"])
+    train = with_values(config.train, {} if searched is None else searched["values"])
     inputs = {
         "snapshot": snapshot["uri"],
         "train": train.mathematics(),
@@ -98,10 +98,16 @@ def run(context: Context) -> TrainedEncoder:
     checkpoints = artifacts.join(context.checkpoints, artifacts.fingerprint(inputs)[:32])
     with context.tracking.run("model") as run:
         run.params({"train": train.model_dump(), "seed": config.seed})
-        made_from = {"snapshot": snapshot["uri"], "config": config.recorded()}
+        search = None if searched is None else _origin(config.tune.name, searched)
+        made_from = {
+            "snapshot": snapshot["uri"],
+            "config": config.recorded(),
+            "search": search,
+        }
         opened = Snapshot.open(snapshot["uri"])
         versions = {f"{t}_version": str(v) for t, v in opened.artifact.meta["versions"].items()}
-        run.tags({"searched": str(bool(values)), "snapshot": snapshot["uri"], **versions})
+        run.tags({"snapshot": snapshot["uri"], **versions})
+        run.tags({f"search.{key}": str(value) for key, value in (search or {}).items()})
         run.json(made_from, "made_from.json")
         job = launch.Job(
             snapshot=snapshot["uri"],
@@ -254,13 +260,18 @@ def _calibration(
     return calibrate(vectors, labels, context.config.seed), len(items)
 
 
-def _searched(context: Context, snapshot: str) -> dict[str, Any]:
+def _searched(context: Context, snapshot: str) -> dict[str, Any] | None:
+    """What the search of the recipe's name found on the snapshot; None where it asks for none."""
     if context.config.tune.trials == 0:
-        return {}
+        return None
     if found := context.ledger.find(tune.STEP, tune.inputs_of(context, snapshot)):
-        return dict(found.outputs["values"])
+        return found.outputs
     raise DataError(
-        f"tune.trials = {context.config.tune.trials}, but no search of this recipe was made on "
-        f"the snapshot {snapshot}",
+        f"tune.trials = {context.config.tune.trials}, but no search {context.config.tune.name!r} "
+        f"of this recipe was made on the snapshot {snapshot}",
         remedy="Run `lookalike tune` first, or --set tune.trials=0 to train with the values given",
     )
+
+
+def _origin(name: str, searched: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "trial": searched["best"], "run_id": searched["run_id"]}

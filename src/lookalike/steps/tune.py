@@ -1,106 +1,232 @@
-"""Search hyperparameters across the cluster's workers."""
+"""Search hyperparameters across the cluster's workers.
+
+A search has a name. What it is made from and every trial that ends are kept beside the artefacts,
+so that a search that was killed goes on, and one that has finished can be extended.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
+
+from lookalike import artifacts, space
 from lookalike.config import VectorsData
+from lookalike.errors import ConfigError
+from lookalike.steps import search_pictures
 from lookalike.steps.context import Context, Result, Skipped
+from lookalike.steps.search_pictures import Tried
+from lookalike.tracking import Run, flat
+
+if TYPE_CHECKING:
+    from lookalike.model.tune import Trial
 
 STEP = "tune"
+_SEARCH, _TRIAL = "search", "trial"
+_NUMBER = "trial"
+"""The tag of a trial's run that holds its number."""
+_SHOWN = 5
 
 
 class Tuned(Result):
-    """`values`, by dotted keys of `train`, are those of the best trial; empty without a search."""
+    """`values`, by keys of `train`, are those of the trial `best`; empty without a search."""
 
     values: dict[str, Any]
-    map_at_r: float | None
+    objective: str
+    score: float | None
+    best: int | None
     trials: int
     failed: int
     run_id: str | None
 
     @property
     def words(self) -> str:
-        if self.map_at_r is None:
+        if self.score is None:
             return "no search (tune.trials is 0): the recipe's own values go into training"
-        best = ", ".join(f"{k} {_short(v)}" for k, v in self.values.items())
+        best = ", ".join(f"{k} {_short(v)}" for k, v in space.flat(self.values).items())
         return (
-            f"{self.trials} trials, {self.failed} failed; best validation MAP@R "
-            f"{self.map_at_r:.3f} with {best}"
+            f"{self.trials} trials, {self.failed} failed; best validation {self.objective} "
+            f"{self.score:.3f}, of trial {self.best}, with {best}"
         )
 
 
-def run(context: Context) -> Tuned | Skipped:
-    """Search on the newest snapshot, or find the search that was made on it."""
+def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
+    """Search on the newest snapshot, go on with a search that was killed, or find it done.
+
+    Args:
+        context: the recipe.
+        more: trials beyond those of the recipe, or beyond those that there are.
+        fresh: whether to begin anew where recipe or snapshot are not those of the search.
+
+    Raises:
+        ConfigError: they are not, and it may not.
+        LookalikeError: all trials failed.
+    """
     config = context.config
     if isinstance(config.data, VectorsData):
         return Skipped(why="no search: the catalogue brings its own vectors")
     if config.tune.trials == 0:
-        return Tuned(values={}, map_at_r=None, trials=0, failed=0, run_id=None)
+        return Tuned(
+            values={}, objective=config.tune.objective, score=None, best=None, trials=0, failed=0,
+            run_id=None,
+        )  # fmt: skip
     from lookalike.lake.session import preloaded
     from lookalike.model import tune
 
-    ledger = context.ledger
-    snapshot = ledger.need("snapshot").outputs["uri"]
+    snapshot = context.ledger.need("snapshot").outputs["uri"]
     inputs = inputs_of(context, snapshot)
-    if last := ledger.find(STEP, inputs):
+    found = _found(context, inputs, fresh)
+    kept = [] if found is None else found.trials()
+    wanted = max(config.tune.trials, len(kept)) + more if more else config.tune.trials
+    last = context.ledger.find(STEP, inputs)
+    if last is not None and len(kept) >= wanted and last.outputs["trials"] == len(kept):
         return Tuned(**last.outputs | {"unchanged": True})
-    ended = 0
+    again = None if found is None else found.run_id
+    with context.tracking.run(f"{STEP} {config.tune.name}", again) as parent:
+        if found is None:
+            found = _begun(context, inputs, parent)
+        else:
+            parent.abandon_within()
+            context.say(f"Going on with the search {config.tune.name}: {len(kept)} trials are done")
+        logged = {run.data.tags.get(_NUMBER) for run in parent.within()}
+        untold = [trial for trial in kept if str(trial.number) not in logged]
 
-    def on_trial(trial: tune.Trial) -> None:
-        nonlocal ended
-        ended += 1
-        context.progress(ended, config.tune.trials)
-        _log(context, parent.run_id, trial)
+        def on_trial(trial: Trial) -> None:
+            found.keep(trial)
+            untold.append(trial)
+            context.progress(trial.number + 1, wanted)
+            with suppress(MlflowException, OSError):  # a server that is away is told later
+                _tell(parent, untold, config.tune.objective)
 
-    with context.tracking.run("search") as parent:
-        parent.params({"train": config.train.model_dump(), "tune": config.tune.model_dump()})
+        work = tune.Work(
+            snapshot, config.train.model_copy(update={"ranks": 1}), config.tune, config.seed
+        )
         with preloaded(context.spark, tune.PRELOADED):
-            found = tune.search(
-                context.spark,
-                snapshot,
-                config.train,
-                config.tune,
-                config.seed,
-                on_trial,
-            )
-        parent.metrics({"validation_map_at_r": found.map_at_r})
-        parent.tags({f"best.{key}": str(value) for key, value in found.values.items()})
+            trials = tune.search(context.spark, work, on_trial, kept, wanted)
+        _tell(parent, untold, config.tune.objective)
+        best = tune.best(trials)
+        parent.metrics({f"validation_{config.tune.objective}": best.score or 0.0})
+        parent.tags({f"best.{k}": str(v) for k, v in space.flat(best.values).items()})
+        _draw(parent, trials, config.tune.objective)
     result = Tuned(
-        values=found.values,
-        map_at_r=found.map_at_r,
-        trials=len(found.trials),
-        failed=sum(trial.error is not None for trial in found.trials),
+        values=best.values,
+        objective=config.tune.objective,
+        score=best.score,
+        best=best.number,
+        trials=len(trials),
+        failed=sum(trial.error is not None for trial in trials),
         run_id=parent.run_id,
     )
-    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
+    context.ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result
 
 
 def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
-    """What a search is made from: equal inputs, the same search."""
+    """What a search is made from: equal inputs, the same search, however many trials it has."""
     config = context.config
     return {
         "snapshot": snapshot,
-        "train": config.train.mathematics(),
-        "tune": config.tune.model_dump(mode="json"),
+        "train": config.train.model_copy(update={"ranks": 1}).mathematics(),
+        "tune": config.tune.model_dump(mode="json", exclude={"trials", "parallelism"}),
         "seed": config.seed,
     }
 
 
-def _log(context: Context, parent: str, trial: Any) -> None:
-    from mlflow.entities import RunStatus
+@dataclass(frozen=True)
+class _Search:
+    """A search that was begun: its folder, what it is made from, its MLflow run."""
 
-    run = context.tracking.start(
-        f"trial {trial.number}", parent, start_time=int(trial.begin * 1000)
-    )
-    run.params(trial.values)
-    run.tags({"worker": trial.worker, **({"error": trial.error} if trial.error else {})})
-    for epoch, value in enumerate(trial.curve):
-        run.metrics({"validation_map_at_r": value}, step=epoch)
-    run.metrics({"seconds": trial.end - trial.begin})
-    status = RunStatus.FAILED if trial.error else RunStatus.FINISHED
-    run.end(status, int(trial.end * 1000))
+    uri: str
+    inputs: dict[str, Any]
+    run_id: str
+
+    def trials(self) -> list[Trial]:
+        """Those that ended."""
+        from lookalike.model.tune import Trial
+
+        kept = artifacts.survey(artifacts.join(self.uri, "trials"), _TRIAL)
+        trials = [Trial.of(manifest.meta) for _, manifest in kept if manifest is not None]
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def keep(self, trial: Trial) -> None:
+        from lookalike.model.tune import recorded
+
+        uri = artifacts.join(self.uri, "trials", artifacts.new_name())
+        artifacts.seal(uri, _TRIAL, recorded(trial), ())
+
+
+def _begun(context: Context, inputs: dict[str, Any], parent: Run) -> _Search:
+    config = context.config
+    parent.params({"train": config.train.model_dump(), "tune": config.tune.model_dump()})
+    parent.tags({"snapshot": inputs["snapshot"], "search": config.tune.name})
+    uri = artifacts.join(context.searches, config.tune.name, artifacts.new_name())
+    artifacts.seal(uri, _SEARCH, {"inputs": inputs, "run_id": parent.run_id}, ())
+    return _Search(uri, inputs, parent.run_id)
+
+
+def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | None:
+    """The newest search of this name, where it is of these inputs."""
+    name = context.config.tune.name
+    kept = artifacts.survey(artifacts.join(context.searches, name), _SEARCH)
+    whole = [(uri, manifest.meta) for uri, manifest in kept if manifest is not None]
+    if not whole:
+        return None
+    uri, meta = max(whole)
+    newest = _Search(uri, meta["inputs"], meta["run_id"])
+    others = list(_differences(newest.inputs, inputs))
+    if not others:
+        return newest
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    difference = "; ".join(others[:_SHOWN]) + more
+    if not fresh:
+        raise ConfigError(
+            f"the search {name!r} was made with others: {difference}",
+            remedy="Give --fresh to begin it anew, or name another one in tune.name",
+        )
+    context.say(f"A new search {name}, for what has changed: {difference}")
+    with suppress(MlflowException, OSError):  # nobody goes on with it
+        Run(context.tracking, newest.run_id).abandon()
+    return None
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    old, new = flat(before), flat(now)
+    for key in sorted(old | new):
+        if key not in new:
+            yield f"{key} was {old[key]!r}, and is not there"
+        elif key not in old:
+            yield f"{key} was not there, and is {new[key]!r}"
+        elif old[key] != new[key]:
+            yield f"{key} was {old[key]!r}, and is {new[key]!r}"
+
+
+def _tell(parent: Run, trials: list[Trial], objective: str) -> None:
+    """Log trials, each of which then leaves the list."""
+    while trials:
+        trial = trials[0]
+        run = parent.tracking.start(
+            f"trial {trial.number}", parent.run_id, start_time=int(trial.begin * 1000)
+        )
+        run.params(space.flat(trial.values))
+        for epoch, value in enumerate(trial.curve, start=1):
+            run.metrics({f"validation_{objective}": value}, step=epoch)
+        run.metrics({"seconds": trial.end - trial.begin})
+        run.tags({"worker": trial.worker, **({"error": trial.error} if trial.error else {})})
+        run.tags({_NUMBER: str(trial.number)})  # the last of it: it is logged whole
+        status = RunStatus.FAILED if trial.error else RunStatus.FINISHED
+        run.end(status, int(trial.end * 1000))
+        trials.pop(0)
+
+
+def _draw(parent: Run, trials: Sequence[Trial], objective: str) -> None:
+    tried = [Tried(trial.number, space.flat(trial.values), trial.score) for trial in trials]
+    with artifacts.workbench() as folder:
+        for picture in search_pictures.draw(folder, trials=tried, objective=objective):
+            parent.file(picture)
 
 
 def _short(value: Any) -> str:
