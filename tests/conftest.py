@@ -78,6 +78,7 @@ def make_snapshot(tmp_path: Path) -> MakeSnapshot:
             "items": {TRAIN: sum(sizes), VALIDATION: sum(sizes) * validated},
             "blocks": written,
             "groups": groups,
+            "versions": {"items": 3, "splits": 1},
         }
         artifacts.seal(uri, "snapshot", meta, tuple(artifacts.describe(Path(uri))))
         return uri

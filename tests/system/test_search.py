@@ -213,7 +213,7 @@ def test_training_takes_the_best_values_and_says_whose_they_are(
     del values["loss"]
     assert {key: used[key] for key in values} == {k: str(v) for k, v in values.items()}
     made_from = json.loads((Path(trained.uri) / "manifest.json").read_text())["meta"]
-    assert made_from["search"] == {
+    assert made_from["made_from"]["search"] == {
         "name": "every-word",
         "trial": found.best,
         "run_id": found.run_id,

@@ -43,16 +43,13 @@ class Tried:
     score: float | None
 
 
-def draw(
-    folder: Path, *, trials: Sequence[Tried], objective: str, kept: Sequence[str] = ()
-) -> list[Path]:
+def draw(folder: Path, *, trials: Sequence[Tried], objective: str) -> list[Path]:
     """Draw what can be drawn of a search for the largest score.
 
     Args:
         folder: where the PNGs go.
         trials: in any order.
         objective: what the score is called.
-        kept: parameters whose axes come before all others, however little they matter.
 
     Returns:
         The files that were written: the progress where there is a trial, the parallel coordinates
@@ -62,7 +59,7 @@ def draw(
     trials = sorted(trials, key=lambda trial: trial.number)
     known = _columns(trials)
     explained, found = _explained(trials)
-    keys = [key for key in dict.fromkeys([*kept, *found, *known]) if key in known]
+    keys = [key for key in dict.fromkeys([*found, *known]) if key in known]
     if trials:
         drawn.append(folder / PROGRESS)
         _draw_progress(trials, objective, drawn[-1])
