@@ -47,6 +47,7 @@ def write_snapshot(
     batch: BatchShape,
     kind: str,
     validation: int = 0,
+    held_out: int = 0,
 ) -> None:
     """A snapshot as the step of that name writes it, without Spark.
 
@@ -58,12 +59,15 @@ def write_snapshot(
         batch: P x K that it is laid out for.
         kind: 'raw' or 'encoded'.
         validation: how many of the first images are validation's too.
+        held_out: how many of the last images are validation's alone.
     """
-    counts = np.bincount(labels)
+    trained = len(images) - held_out
+    counts = np.bincount(labels[:trained])
     size = sum(map(len, images)) // len(images)
-    blocks = planning.block_count(len(images), size, batch)
+    blocks = planning.block_count(trained, size, batch)
     layout = planning.lay_out(counts, blocks, batch.images)
-    rows = [np.flatnonzero(labels == c) for c in range(len(counts))]
+    everywhere = [np.flatnonzero(labels == c) for c in range(len(counts))]
+    rows = [own[own < trained] for own in everywhere]
     places = [layout.places(c) for c in range(len(counts))]
     schema = pa.schema(
         [(CLASS_ID, pa.int32()), (COUNT, pa.int32())]
@@ -90,14 +94,14 @@ def write_snapshot(
         write(TRAIN, block, [own[held == block] for own, held in zip(rows, places, strict=True)])
         for block in range(blocks)
     ]
-    first = [own[own < validation] for own in rows]
-    validated = [write(VALIDATION, 0, first)] if validation else []
+    looked_at = [own[(own < validation) | (own >= trained)] for own in everywhere]
+    validated = [write(VALIDATION, 0, looked_at)] if validation or held_out else []
     recipe = {"preprocessing": asdict(preprocessing), "batch": asdict(batch), "format": kind}
     meta = {
         "recipe": recipe,
         "classes": [str(c) for c in range(len(counts))],
         "counts": counts.tolist(),
-        "items": {TRAIN: len(images), VALIDATION: validation},
+        "items": {TRAIN: trained, VALIDATION: validation + held_out},
         "blocks": {TRAIN: blocks_written, VALIDATION: validated},
     }
     artifacts.seal(str(folder), "snapshot", meta, tuple(artifacts.describe(folder)))

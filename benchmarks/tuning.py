@@ -1,0 +1,139 @@
+"""What a search gains from a second slot and from learning, and what a trial costs beside training.
+
+    uv run benchmarks/tuning.py [--json PATH] [--items 6000] [--seeds 3]
+
+Fashion-MNIST, or the sample, 28 x 28; its last 1,000 images are for validation alone. Trials by
+SparkTrials in one-threaded processes.
+
+- slots: one search of 6 equal trials, one at a time and two at a time, in turns;
+- overhead: of the searches one at a time, the seconds between the end of a trial and the beginning
+  of the next, as the share that they would be of trials of a minute;
+- learning: searches of 12 trials of equal steps, by TPE and at random, from equal seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from _figures import Figures, asked
+from _snapshots import clothes, write_snapshot
+
+from lookalike.config import Spark, Train, Tune
+from lookalike.images import Preprocessing
+from lookalike.lake.session import close_session, open_session, preloaded
+from lookalike.model import tune
+from lookalike.model.tune import Trial, Work
+from lookalike.planning import BatchShape
+
+BATCH = BatchShape(10, 8)
+HELD_OUT = 1_000
+SPACE = {
+    "learning_rate": {"log_uniform": [1e-4, 3e-2]},
+    "weight_decay": {"log_uniform": [1e-4, 0.3]},
+    "warmup": {"uniform": [0.0, 0.6]},
+    "embedding_size": {"choice": [8, 32, 128]},
+    "auxiliary.weight": {"choice": [0.0, 0.5, 2.0]},
+    "loss": {
+        "choice": [
+            {"name": "triplet", "margin": {"uniform": [0.05, 0.5]}},
+            {"alpha": {"uniform": [1.0, 5.0]}, "beta": {"uniform": [5.0, 50.0]}},
+        ]
+    },
+}
+
+
+def main() -> None:
+    parser = asked(__doc__)
+    parser.add_argument("--items", type=int, default=6_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=60, help="of a trial that is scored")
+    given = parser.parse_args()
+    spark = open_session(Spark(master="local[2]"), "benchmark")
+    try:
+        with tempfile.TemporaryDirectory() as folder, preloaded(spark, tune.PRELOADED):
+            uri = _write(Path(folder), given.items)
+            figures = _measured(spark, uri, given)
+    finally:
+        close_session(spark)
+    figures.show(given.json)
+
+
+def _measured(spark: Any, uri: str, given: argparse.Namespace) -> Figures:
+    equal = _work(uri, trials=6, steps=given.steps, space={"warmup": {"uniform": [0.1, 0.11]}})
+    _timed(spark, replace(equal, tune=_with(equal.tune, trials=1)))  # the worker's imports
+    rounds = []
+    for _ in range(given.rounds):
+        one = _timed(spark, equal)
+        two = _timed(spark, replace(equal, tune=_with(equal.tune, parallelism=2)))
+        rounds.append((one, two))
+    title = f"{given.items:,} images of 28 x 28, trials of {given.steps} steps, one thread each"
+    figures = Figures("tuning", title)
+    speed = median(one[0] / two[0] for one, two in rounds)
+    figures.add("two slots / one, trials a second", speed, "x", 1.6, "higher")
+    between = median(gap for one, _ in rounds for gap in _gaps(one[1]))
+    figures.add("between two trials, of a trial of 60 s", between / 60, "", 0.10)
+    figures.add("between two trials", between, "s")
+    figures.add("a trial", median(t.end - t.begin for (_, ts), _ in rounds for t in ts), "s")
+    found: dict[str, list[float]] = {}
+    for seed in range(given.seeds):
+        for algorithm in ("tpe", "random"):
+            work = _work(
+                uri, trials=12, steps=given.steps, space=SPACE, algorithm=algorithm, parallelism=2
+            )
+            trials = tune.search(spark, replace(work, seed=seed), _nobody)
+            found.setdefault(algorithm, []).append(tune.best(trials).score or 0.0)
+    for algorithm, scores in found.items():
+        figures.add(f"best MAP@R of 12 trials, {algorithm}", mean(scores), better="higher")
+    wins = sum(a > b for a, b in zip(found["tpe"], found["random"], strict=True))
+    figures.add(f"seeds of {given.seeds} that TPE is better with", wins, better="higher")
+    return figures
+
+
+def _work(uri: str, **values: Any) -> Work:
+    train = Train(
+        threads=1,
+        classes_per_batch=BATCH.classes,
+        images_per_class=BATCH.images,
+        precision="float32",
+    )
+    given = {"algorithm": "random", "parallelism": 1} | values
+    return Work(uri, train, Tune(budget={"steps": given.pop("steps")}, **given), 1)
+
+
+def _with(given: Tune, **values: Any) -> Tune:
+    return given.model_copy(update=values)
+
+
+def _timed(spark: Any, work: Work) -> tuple[float, list[Trial]]:
+    begin = time.perf_counter()
+    trials = tune.search(spark, work, _nobody)
+    assert all(trial.error is None for trial in trials), trials
+    return time.perf_counter() - begin, trials
+
+
+def _gaps(trials: Sequence[Trial]) -> list[float]:
+    return [after.begin - before.end for before, after in pairwise(trials)]
+
+
+def _nobody(_: Trial) -> None:
+    """Nobody listens."""
+
+
+def _write(folder: Path, count: int) -> str:
+    pixels, labels = clothes(count + HELD_OUT)
+    files = [image.tobytes() for image in pixels]
+    write_snapshot(folder, files, labels, Preprocessing(28, 1), BATCH, "raw", held_out=HELD_OUT)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main()
