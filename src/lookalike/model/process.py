@@ -7,6 +7,7 @@ import os
 import tensorflow as tf
 
 from lookalike.config import Train
+from lookalike.errors import ConfigError
 from lookalike.model.ranks import Ranks
 
 
@@ -17,12 +18,21 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
         train: see `Train`.
         ranks: whose place on the machine decides the GPU: Spark's where it assigned one.
         sharing: processes that share the machine's cores, where `train.threads` does not say.
+
+    Raises:
+        ConfigError: they would share a GPU too.
     """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and sharing > ranks.local_size and not ranks.devices:
+        raise ConfigError(
+            f"{sharing} trials share a machine of {len(gpus)} GPUs, and Spark gave this one none",
+            remedy="Set spark.task.resource.gpu.amount to 1, so that each trial has a GPU of its "
+            "own, or tune.parallelism to the number of machines",
+        )
     sharing = max(sharing, ranks.local_size)
     threads = train.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         assigned = ranks.devices
         number = int(assigned[0]) if assigned else ranks.local_rank
