@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import threading
 import zlib
 from collections.abc import Iterator
@@ -125,6 +126,15 @@ def test_a_folder_as_people_have_them(fresh: Tables, tmp_path: Path) -> None:
     )
     assert "zero.jpg" not in reasons(fresh)
     assert {"zero.jpg", "copy.jpg"} < set(rows(fresh, "items"))
+
+    # Written anew as it was: its content is read, and is there already.
+    contents_version = fresh.version("contents")
+    os.utime(root / good[0], (1, 1))
+    assert load(fresh, data) == Loaded(
+        seen=12, used=7, rejected=5, read=1, changed=1, taken=0, pruned=0
+    )
+    assert fresh.version("contents") == contents_version
+
     assert load(fresh, data, prune=True).pruned == 1
     assert set(rows(fresh, "items")) == {*good, "zero.jpg"}
 

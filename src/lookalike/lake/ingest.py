@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import pandas as pd
@@ -120,9 +121,9 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
             kept.callback(rows.unpersist)
             return rows.persist(StorageLevel.MEMORY_AND_DISK)
 
-        listing = keep(_listed(source, rules))
-        if source.repeats:
-            listing = _one_each(listing, source, rules)
+        listing = _listed(source, rules)
+        if source.repeats:  # it is looked at twice; else it is kept with what is to be done
+            listing = _one_each(keep(listing), source, rules)
         changes = keep(_changes(tables, listing, source))
         found = _found(changes)
         if found.seen == 0:
@@ -132,16 +133,16 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         if found.read:
             contents = keep(_examined(source.read(wanted), source.media, rules))
             outcome = keep(_outcome(wanted, contents))
-        loaded = _Load(tables, changes, contents, outcome)
+        loaded = _Load(tables, changes, found, contents, outcome)
         good, bad, mended = loaded.counts()
         if bad + found.known > rules.max_reject_share * found.seen:
             raise _too_many(loaded.rejects, bad + found.known, found.seen, rules)
         changed = good + found.relabelled
-        loaded.commit(bool(changed), bool(bad), bool(mended + found.mended))
-        pruned = _prune(tables, source, listing.select("item_id")) if prune else 0
+        loaded.commit(good, bool(bad), bool(mended + found.mended))
+        pruned = _prune(tables, source, changes.select("item_id")) if prune else 0
         used, rejected = found.same, found.known
         if changed or bad:  # counted where they came to lie, not inferred
-            used, rejected = _counted(tables, listing)
+            used, rejected = _counted(tables, changes)
         return Loaded(found.seen, used, rejected, found.read, changed, found.taken, pruned)
 
 
@@ -154,6 +155,7 @@ class _Found:
     relabelled: int
     read: int
     known: int
+    rejected: int
     mended: int
     taken: int
 
@@ -164,6 +166,7 @@ class _Load:
 
     tables: Tables
     changes: DataFrame
+    found: _Found
     contents: DataFrame | None
     outcome: DataFrame | None
 
@@ -179,37 +182,37 @@ class _Load:
     def counts(self) -> tuple[int, int, int]:
         """Items whose content was read and can be used; all new rejects; rejects of before that
         can be used now."""
-        listed = self.changes.where("change = 'reject'").count()
         if self.outcome is None:
-            return 0, listed, 0
+            return 0, self.found.rejected, 0
         row = self.outcome.agg(
             F.count_if(F.col("reason").isNull()),
             F.count("reason"),
             F.count_if(F.col("reason").isNull() & F.col("was_rejected")),
         ).first()
         good, bad, mended = row  # type: ignore[misc]
-        return good, bad + listed, mended
+        return good, bad + self.found.rejected, mended
 
-    def commit(self, changed: bool, bad: bool, mended: bool) -> None:
+    def commit(self, good: int, bad: bool, mended: bool) -> None:
         """Write what there is of each; items last."""
         tables = self.tables
-        used = self.changes.where("change = 'relabel'")
+        used = [self.changes.where("change = 'relabel'")] if self.found.relabelled else []
         fixed = self.changes.where("mended").select("item_id")
-        if self.contents is not None and self.outcome is not None:
-            good = self.outcome.where("reason IS NULL")
-            _add_contents(tables, self.contents, good)
-            used = used.select("item_id", *_ITEM).unionByName(good.select("item_id", *_ITEM))
-            fixed = fixed.unionByName(good.where("was_rejected").select("item_id"))
+        if self.contents is not None and self.outcome is not None and good:
+            read = self.outcome.where("reason IS NULL")
+            _add_contents(tables, self.contents, read, good)
+            used.append(read)
+            fixed = fixed.unionByName(read.where("was_rejected").select("item_id"))
         if bad:
             rejects = self.rejects.withColumn("seen_at", F.current_timestamp())
             compared = ("source", "source_version", "reason", "detail")
             tables.upsert("rejects", rejects, "item_id", compared)
         if mended:
             tables.delete("rejects", fixed, "item_id")
-        if changed:
+        if used:
             # A worker lost by now takes what it read along; read again, it may be something else.
             kept = tables.read("contents").select("sha256")
-            items = used.select("item_id", *_ITEM).join(kept, "sha256", "left_semi")
+            rows = reduce(DataFrame.unionByName, [part.select("item_id", *_ITEM) for part in used])
+            items = rows.join(kept, "sha256", "left_semi")
             items = items.withColumn("updated_at", F.current_timestamp())
             tables.upsert("items", items, "item_id", _ITEM)
 
@@ -220,7 +223,7 @@ def _found(changes: DataFrame) -> _Found:
 
     row = changes.agg(
         F.count("*"),
-        *map(of, ("same", "relabel", "read", "known")),
+        *map(of, ("same", "relabel", "read", "known", "reject")),
         *(F.count_if(F.col(name)) for name in ("mended", "taken")),
     ).first()
     return _Found(*row)  # type: ignore[misc]
@@ -303,13 +306,15 @@ def _changes(tables: Tables, listing: DataFrame, source: Source) -> DataFrame:
         .otherwise("read")
     )
     rejected = F.col("bad_reason").isNotNull()
+    found = F.col("change")
     # `embed` rejects what is in the tables, of the same version.
-    mended = rejected & ((change == "relabel") | ((change == "same") & ~bad))
+    mended = rejected & ((found == "relabel") | ((found == "same") & ~bad))
     taken = F.col("old_source").isNotNull() & ~F.col("old_source").isin(list(source.names))
     return (
         listing.join(items, "item_id", "left")
         .join(rejects, "item_id", "left")
-        .withColumns({"change": change, "was_rejected": rejected, "mended": mended, "taken": taken})
+        .withColumn("change", change)
+        .withColumns({"was_rejected": rejected, "mended": mended, "taken": taken})
         .select(*listing.columns, "sha256", "was_rejected", "mended", "taken", "change")
     )
 
@@ -383,24 +388,13 @@ def _outcome(wanted: DataFrame, contents: DataFrame) -> DataFrame:
     )
 
 
-def _add_contents(tables: Tables, contents: DataFrame, used: DataFrame) -> None:
-    known = tables.pinned("contents").select("sha256")
-    firsts = (
-        used.groupBy("sha256")
-        .agg(F.min("item_id").alias("item_id"))
-        .join(known, "sha256", "left_anti")
-        .select("item_id")
-        .persist(StorageLevel.MEMORY_AND_DISK)
-    )
-    try:
-        if firsts.isEmpty():
-            return
-        # The bytes stay where they are: what is sent about is the ids.
-        rows = contents.join(sent(firsts), "item_id", "left_semi").where("reason IS NULL")
-        columns = ("sha256", "media", "bytes", "width", "height", "phash")
-        tables.insert_new("contents", rows.select(*columns), ("sha256",))
-    finally:
-        firsts.unpersist()
+def _add_contents(tables: Tables, contents: DataFrame, used: DataFrame, count: int) -> None:
+    # The bytes stay where they are: what is sent about is the ids, one for each content. Which of
+    # them are new the MERGE finds; where none is, Delta records no commit.
+    firsts = used.groupBy("sha256").agg(F.min("item_id").alias("item_id")).select("item_id")
+    rows = contents.join(sent(firsts, count), "item_id", "left_semi").where("reason IS NULL")
+    columns = ("sha256", "media", "bytes", "width", "height", "phash")
+    tables.insert_new("contents", rows.select(*columns), ("sha256",))
 
 
 def _prune(tables: Tables, source: Source, ids: DataFrame) -> int:
@@ -414,13 +408,13 @@ def _prune(tables: Tables, source: Source, ids: DataFrame) -> int:
     return pruned
 
 
-def _counted(tables: Tables, listing: DataFrame) -> tuple[int, int]:
+def _counted(tables: Tables, changes: DataFrame) -> tuple[int, int]:
     keys = ["item_id", "source", "source_version"]
     items = tables.read("items").select(*keys, F.lit(True).alias("there"))
     rejects = tables.read("rejects").select("item_id", F.lit(True).alias("rejected"))
     used = F.col("there").isNotNull() & F.col("reason").isNull()
     row = (
-        listing.join(items, keys, "left")
+        changes.join(items, keys, "left")
         .join(rejects, "item_id", "left")
         .agg(F.count_if(used), F.count_if(~used & F.col("rejected").isNotNull()))
         .first()

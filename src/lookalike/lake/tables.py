@@ -146,7 +146,7 @@ class Tables:
     def pinned(self, table: str) -> DataFrame:
         """A table as it is now. What is kept of it stays, whatever is written to it later: of a
         table that is not pinned, Spark throws away what is kept, and makes it anew."""
-        newest = self._history(table)[0][0]
+        newest = self._history(table, 1)[0][0]
         return self.spark.sql(f"SELECT * FROM {self.name(table)} VERSION AS OF {newest}")
 
     def _same_rows(self, table: str, version: int) -> int:
@@ -158,9 +158,9 @@ class Tables:
                 found = newer
         return found
 
-    def _history(self, table: str) -> list[tuple[int, str]]:
+    def _history(self, table: str, commits: int = _HISTORY) -> list[tuple[int, str]]:
         """Versions and what made them, the newest first."""
-        history = self.spark.sql(f"DESCRIBE HISTORY {self.name(table)} LIMIT {_HISTORY}")
+        history = self.spark.sql(f"DESCRIBE HISTORY {self.name(table)} LIMIT {commits}")
         return [(int(row[0]), row[1]) for row in history.select("version", "operation").collect()]
 
     def insert_new(self, table: str, rows: DataFrame, keys: tuple[str, ...]) -> None:

@@ -104,9 +104,14 @@ def open_source(
             return VectorsSource(spark, data)
 
 
-def sent(ids: DataFrame) -> DataFrame:
-    """Ids to join by: sent to all workers where they are few enough, so that bytes stay put."""
-    return F.broadcast(ids) if ids.count() <= _FEW_IDS else ids
+def sent(ids: DataFrame, count: int | None = None) -> DataFrame:
+    """Ids to join by: sent to all workers where they are few enough, so that bytes stay put.
+
+    Args:
+        ids: a frame of ids.
+        count: how many; None: they are counted.
+    """
+    return F.broadcast(ids) if (ids.count() if count is None else count) <= _FEW_IDS else ids
 
 
 def arrow_schema(listed: str) -> pa.Schema:

@@ -25,10 +25,6 @@ from lookalike.lake.sources.table import files_state
 
 _CHUNK_IMAGES = 500
 _FEW = 5_000  # ids that go to the workers with the code
-_CHUNK: Final = (
-    "given_split string, source string, start long, pixels binary, height int, width int, "
-    "labels binary"
-)
 _RAW: Final = "item_id string, pixels binary, height int, width int"
 
 
@@ -62,33 +58,36 @@ class IdxSource:
 
     def listing(self) -> DataFrame:
         names = self.data.label_names
-        return self._chunks().mapInArrow(lambda batches: _listed(batches, names), LISTED)
+        # Pixels are listed where they are unpacked: to send them about takes longer than to hash.
+        return self._files().mapInArrow(lambda batches: _listed(batches, names), LISTED)
 
     def read(self, wanted: DataFrame) -> DataFrame:
         ids = wanted.select("item_id")
-        few = frozenset(row["item_id"] for row in ids.limit(_FEW + 1).collect())
-        if len(few) <= _FEW:
-            raw = self._chunks().mapInArrow(lambda batches: _raw(batches, few), _RAW)
-        else:
-            raw = self._chunks().mapInArrow(lambda batches: _raw(batches, None), _RAW)
+        some = frozenset(row["item_id"] for row in ids.limit(_FEW + 1).collect())
+        few = some if len(some) <= _FEW else None
+        raw = self._files().mapInArrow(lambda batches: _raw(batches, few), _RAW)
+        if few is None:
             raw = raw.join(sent(ids), "item_id", "left_semi")
-        return raw.mapInArrow(_encoded, READ)
-
-    def _chunks(self) -> DataFrame:
-        both = ((TRAIN, self.data.train), (TEST, self.data.test))
-        chunks = reduce(DataFrame.unionByName, [self._split(*each) for each in both])
         tasks = 2 * self.spark.sparkContext.defaultParallelism
-        return chunks.repartition(tasks, "given_split", "start")
+        return raw.repartition(tasks, "item_id").mapInArrow(_encoded, READ)
 
-    def _split(self, split: str, files: IdxFiles) -> DataFrame:
-        both = (
+    def _files(self) -> DataFrame:
+        both = ((TRAIN, self.data.train), (TEST, self.data.test))
+        return reduce(DataFrame.unionByName, [self._pair(*each) for each in both])
+
+    def _pair(self, split: str, files: IdxFiles) -> DataFrame:
+        return (
             self._file(files.images)
             .select(F.col("content").alias("images"))
             .crossJoin(self._file(files.labels).select(F.col("content").alias("labels")))
-            .withColumn("given_split", F.lit(split))
+            .select(
+                F.lit(split).alias("split"),
+                "images",
+                "labels",
+                F.lit(files.images).alias("images_name"),
+                F.lit(files.labels).alias("labels_name"),
+            )
         )
-        names = (files.images, files.labels)
-        return both.mapInArrow(lambda batches: _split_up(batches, *names), _CHUNK)
 
     def _file(self, path: str) -> DataFrame:
         try:
@@ -99,77 +98,66 @@ class IdxSource:
             raise
 
 
-def _split_up(
-    batches: Iterable[pa.RecordBatch], images_name: str, labels_name: str
-) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True)
+class _Chunk:
+    """Some images of a file, one after another."""
+
+    split: str
+    source: str
+    ids: list[str]
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[_Chunk]:
     for batch in batches:
-        for row in batch.to_pylist():
-            pixels, labels = idx.parse_pair(row["images"], row["labels"], images_name, labels_name)
+        for file in batch.to_pylist():
+            names = file["images_name"], file["labels_name"]
+            pixels, labels = idx.parse_pair(file["images"], file["labels"], *names)
+            split, source = file["split"], scrubbed(names[0])
             for start in range(0, len(pixels), _CHUNK_IMAGES):
-                stop = start + _CHUNK_IMAGES
-                chunk = {
-                    "given_split": row["given_split"],
-                    "source": scrubbed(images_name),
-                    "start": start,
-                    "pixels": pixels[start:stop].tobytes(),
-                    "height": pixels.shape[1],
-                    "width": pixels.shape[2],
-                    "labels": labels[start:stop].tobytes(),
-                }
-                yield pa.RecordBatch.from_pylist([chunk], schema=arrow_schema(_CHUNK))
-
-
-def _images(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[dict, list[str], np.ndarray]]:
-    """Chunks with the ids and pixels of their images."""
-    for batch in batches:
-        for chunk in batch.to_pylist():
-            shape = (-1, chunk["height"], chunk["width"])
-            pixels = np.frombuffer(chunk["pixels"], np.uint8).reshape(shape)
-            first = chunk["start"]
-            ids = [f"{chunk['given_split']}-{first + i:06d}" for i in range(len(pixels))]
-            yield chunk, ids, pixels
+                part = slice(start, min(start + _CHUNK_IMAGES, len(pixels)))
+                ids = [f"{split}-{number:06d}" for number in range(part.start, part.stop)]
+                yield _Chunk(split, source, ids, pixels[part], labels[part])
 
 
 def _listed(
     batches: Iterable[pa.RecordBatch], names: tuple[str, ...] | None
 ) -> Iterator[pa.RecordBatch]:
-    for chunk, ids, pixels in _images(batches):
-        labels = list(chunk["labels"])
-        count = len(labels)
+    schema = arrow_schema(LISTED)
+    named = [str(label) for label in range(256)] if names is None else names
+    unknown = f"is not among the {len(names or ())} of data.label_names"
+    for chunk in _chunks(batches):
+        labels, count = chunk.labels.tolist(), len(chunk.ids)
         known = [names is None or label < len(names) for label in labels]
-        named = [str(label) for label in range(256)] if names is None else names
-        unknown = f"is not among the {len(names or ())} of data.label_names"
         columns = {
-            "item_id": ids,
+            "item_id": chunk.ids,
             "label": [named[n] if k else None for n, k in zip(labels, known, strict=True)],
             "attributes": [[]] * count,
-            "given_split": [chunk["given_split"]] * count,
-            "source": [chunk["source"]] * count,
-            "source_version": [hashlib.sha256(image).hexdigest()[:32] for image in pixels],
-            "position": ids,
+            "given_split": [chunk.split] * count,
+            "source": [chunk.source] * count,
+            "source_version": [hashlib.sha256(image).hexdigest()[:32] for image in chunk.pixels],
+            "position": chunk.ids,
             "reason": [None if k else "unknown_label" for k in known],
             "detail": [
                 None if k else f"label {n} {unknown}" for n, k in zip(labels, known, strict=True)
             ],
         }
-        schema = arrow_schema(LISTED)
         arrays = [pa.array(columns.get(field.name, [None] * count), field.type) for field in schema]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _raw(batches: Iterable[pa.RecordBatch], few: frozenset[str] | None) -> Iterator[pa.RecordBatch]:
-    for chunk, ids, pixels in _images(batches):
+    schema = arrow_schema(_RAW)
+    for chunk in _chunks(batches):
+        _, height, width = chunk.pixels.shape
         rows = [
-            {
-                "item_id": item_id,
-                "pixels": image.tobytes(),
-                "height": chunk["height"],
-                "width": chunk["width"],
-            }
-            for item_id, image in zip(ids, pixels, strict=True)
+            {"item_id": item_id, "pixels": image.tobytes(), "height": height, "width": width}
+            for item_id, image in zip(chunk.ids, chunk.pixels, strict=True)
             if few is None or item_id in few
         ]
-        yield pa.RecordBatch.from_pylist(rows, schema=arrow_schema(_RAW))
+        if rows:
+            yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def _encoded(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

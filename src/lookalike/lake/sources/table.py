@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from delta.tables import DeltaTable
@@ -303,16 +303,17 @@ def files_state(spark: SparkSession, paths: list[str], data: TableData | IdxData
     Raises:
         DataError: there is no such file.
     """
-    found = {}
+    # Without its content column, Spark's binaryFile lists files and opens none.
+    files = [Files(spark, path).listing().withColumn("named", F.lit(path)) for path in paths]
+    rows = (
+        reduce(DataFrame.unionByName, files)
+        .groupBy("named")
+        .agg(F.count("*"), F.bit_xor(F.xxhash64("path", "version")))
+        .collect()
+    )
+    found = {name: [count, total] for name, count, total in rows}
     for path in paths:
-        # Without its content column, Spark's binaryFile lists files and opens none.
-        rows = (
-            Files(spark, path)
-            .listing()
-            .agg(F.count("*").alias("n"), F.bit_xor(F.xxhash64("path", "version")).alias("hash"))
-        )
-        found[path] = list(rows.first())  # type: ignore[arg-type]
-        if found[path][0] == 0:
+        if path not in found:
             raise missing(path)
     return artifacts.fingerprint([found, data.model_dump(mode="json")])
 
