@@ -24,8 +24,15 @@ import sys
 
 from lookalike.cli import main
 
-main(["{step}", *sys.argv[1:]])
+{why}main(["{step}", {flags}*sys.argv[1:]])
 '''
+FLAGS = {
+    "tune": {
+        "why": "# On a schedule the snapshot changes, and with it the search.\n",
+        "flags": '"--fresh", ',
+    }
+}
+"""What a job asks for that a person does not."""
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -72,7 +79,7 @@ def test_jobs_are_the_steps() -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_a_job_only_calls_its_command(step: str) -> None:
     script = (ROOT / "jobs" / f"{step}.py").read_text(encoding="utf-8")
-    assert script == JOB.format(step=step)
+    assert script == JOB.format(step=step, **FLAGS.get(step, {"why": "", "flags": ""}))
 
 
 def test_tasks_are_the_steps(job: dict[str, Any]) -> None:
