@@ -112,7 +112,7 @@ def local_path(uri: str) -> Path | None:
 
 
 def plain_uri(uri: str) -> str:
-    """As a URI for Hadoop and Petastorm, which take what a file: URI says letter by letter."""
+    """As a URI for Hadoop, which takes what a file: URI says letter by letter."""
     local = local_path(uri)
     return uri if local is None else f"file://{local}"
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -141,6 +142,26 @@ def test_a_cache_serves_the_next_epoch_and_stays_bounded(make_snapshot, tmp_path
     assert sum(path.stat().st_size for path in files) < small.cache_bytes + 32 * 2**20
     with pytest.raises(ConfigError, match=r"train\.cache_mb is \d+, and the blocks"):
         next(epoch_batches(snapshot, replace(cached, cache_bytes=least - 1), 0))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_remote_snapshot_is_read_as_a_local_one(uri: str, tmp_path: Path, cached: bool) -> None:
+    remote = "memory:///snapshot"
+    files = fsspec.filesystem("memory")
+    for path in Path(uri).rglob("*"):
+        if path.is_file():
+            files.pipe_file(f"/snapshot/{path.relative_to(uri).as_posix()}", path.read_bytes())
+    snapshot = Snapshot.open(remote)
+    assert snapshot.remote
+    shard = Shard(0, 1, BATCH, 5, 10**6, with_ids=True)
+    if cached:
+        shard = replace(shard, cache=tmp_path / "cache", cache_bytes=2**26)
+    found = list(epoch_batches(snapshot, shard, 0))
+    local = list(epoch_batches(Snapshot.open(uri), replace(shard, cache=None), 0))
+    assert ids(found) == ids(local)
+    for one, other in zip(found, local, strict=True):
+        assert (one.pixels == other.pixels).all()
+    assert (snapshot.validation()[0] == Snapshot.open(uri).validation()[0]).all()
 
 
 _KILLED = """

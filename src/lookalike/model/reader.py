@@ -104,13 +104,10 @@ def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None
 def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[Any]:
     with _hushed():
         from petastorm.arrow_reader_worker import ArrowReaderWorker
-        from petastorm.fs_utils import get_filesystem_and_path_or_paths
         from petastorm.reader import Reader
         from petastorm.workers_pool.dummy_pool import DummyPool
 
-        filesystem, paths = get_filesystem_and_path_or_paths(
-            [artifacts.plain_uri(uri) for uri in uris]
-        )
+        paths = [artifacts.filesystem(uri)[1] for uri in uris]
         # No pool of threads, which ends too early on a busy machine: 13 of 60 passes fell short
         # of items, here none. And all files are asked for at once, or it sleeps for 0.1 s
         # whenever it overtakes who asks; they are read one at a time all the same.
@@ -119,7 +116,7 @@ def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[A
         # No shuffling of its own: the order is the plan's, epoch after epoch. A reader an epoch,
         # for one that spans several lets them run into each other.
         reader = Reader(
-            filesystem,
+            _files(uris[0]),
             paths,
             schema_fields=list(columns),
             worker_class=ArrowReaderWorker,
@@ -139,6 +136,28 @@ def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[A
     finally:
         reader.stop()
         reader.join()
+
+
+def _files(uri: str) -> Any:
+    """The file system of a URI, of the kind that pyarrow had before `pyarrow.fs`.
+
+    Petastorm 0.13 takes no other, and where it makes one itself, of s3:// for example, it takes
+    one that pyarrow 14 refuses.
+    """
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.filesystem import DaskFileSystem, LocalFileSystem
+
+    if artifacts.local_path(uri) is not None:
+        return LocalFileSystem()
+
+    class Files(DaskFileSystem):  # type: ignore[misc]
+        def isfile(self, path: str) -> bool:
+            return bool(self.fs.isfile(path))
+
+        def isdir(self, path: str) -> bool:
+            return bool(self.fs.isdir(path))
+
+    return Files(ArrowFSWrapper(artifacts.filesystem(uri)[0]))
 
 
 @contextmanager
