@@ -3,9 +3,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import RunStatus
 
 from lookalike.errors import ConfigError
-from lookalike.tracking import Tracking, flat
+from lookalike.tracking import Run, Tracking, flat
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +37,35 @@ def test_a_run_ends_as_what_happened(tmp_path: Path) -> None:
         good.metrics({"m": 0.5}, step=3)
     with pytest.raises(ValueError, match="no"), tracking.run("bad") as bad:
         raise ValueError("no")
-    with pytest.raises(KeyboardInterrupt), tracking.run("stopped", good.run_id) as stopped:
+    with pytest.raises(KeyboardInterrupt), tracking.run("stopped") as stopped:
         raise KeyboardInterrupt
     client = tracking.client
     found = {run.run_id: client.get_run(run.run_id) for run in (good, bad, stopped)}
     assert [run.info.status for run in found.values()] == ["FINISHED", "FAILED", "KILLED"]
     assert found[good.run_id].data.params["a.b"] == "1"
     assert found[good.run_id].data.metrics == {"m": 0.5}
-    assert found[stopped.run_id].data.tags["mlflow.parentRunId"] == good.run_id
+
+
+def test_a_run_that_was_killed_is_gone_on_with_or_abandoned(tmp_path: Path) -> None:
+    tracking = Tracking.of(str(tmp_path), "x", None)
+    left = tracking.start("killed")
+    inner = [tracking.start(f"part {i}", left.run_id) for i in range(3)]
+    inner[0].end(RunStatus.FINISHED)
+    assert {run.info.run_id for run in left.within()} == {run.run_id for run in inner}
+
+    def statuses(*runs: Run) -> list[str]:
+        return [tracking.client.get_run(run.run_id).info.status for run in runs]
+
+    with tracking.run("never a name", again=left.run_id) as again:
+        assert again.run_id == left.run_id
+        again.abandon_within()
+        assert statuses(left, *inner) == ["RUNNING", "FINISHED", "KILLED", "KILLED"]
+    assert statuses(left) == ["FINISHED"]
+    left.abandon()
+    assert statuses(left) == ["FINISHED"]
+    alone = tracking.start("killed too")
+    alone.abandon()
+    assert statuses(alone) == ["KILLED"]
 
 
 def test_mlflow_logs_elsewhere_again_afterwards(tmp_path: Path) -> None:
