@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lookalike import encoder
-from lookalike.config import Augment, Train
+from lookalike.config import Augment, Budget, Train
 from lookalike.errors import LookalikeError
 from lookalike.images import encode_png
 from lookalike.metrics import Calibration
@@ -94,7 +94,7 @@ def test_going_on_from_a_checkpoint_ends_alike(
             told.append(step)
 
     def fitted(folder: str, last: int) -> fit.Fitted:
-        process.set_precision(train)
+        process.set_arithmetic(train)
         kept = Checkpoints(str(tmp_path / folder))
         return fit.fit(snapshot, train, 1, Ranks(), Watcher(last), kept)
 
@@ -167,7 +167,9 @@ def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
                 weights.assign(np.full(weights.shape, np.nan))
 
     kept = Checkpoints(str(tmp_path / "kept"))
-    training = fit._Training(snapshot, small(checkpoint_steps=5), 1, Ranks(), Breaks(), kept)
+    training = fit._Training(
+        snapshot, small(checkpoint_steps=5), 1, Ranks(), Breaks(), kept, Budget(epochs=4)
+    )
     with pytest.raises(LookalikeError, match=f"{said}.*last checkpoint is of step 10"):
         training.run()
 

@@ -39,14 +39,14 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
         own = gpus[number % len(gpus)]
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
+    set_arithmetic(train)
+
+
+def set_arithmetic(train: Train) -> None:
+    """How is computed from now on: in which precision, and whether alike each time."""
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
         tf.config.experimental.enable_tensor_float_32_execution(False)
-    set_precision(train)
-
-
-def set_precision(train: Train) -> None:
-    """What networks that are made from now on compute in."""
     precision = train.precision
     if precision == "auto":
         precision = "mixed_float16" if tf.config.list_physical_devices("GPU") else "float32"

@@ -260,10 +260,14 @@ def _scored(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
     if task is not None and task.attemptNumber() > 0:
         # Spark tries a lost task again; what killed one worker would kill the next.
         raise LookalikeError("its worker ended without a word: killed, or out of memory")
-    gpus = task.resources().get("gpu") if task is not None else None
-    ranks = Ranks(devices=tuple(gpus.addresses) if gpus is not None else ())
     train = with_values(work.train, values)
-    process.set_up(train, ranks, sharing)
+    ranks = Ranks()
+    if task is None:  # a process of somebody's, who may have set it up already
+        process.set_arithmetic(train)
+    else:
+        gpus = task.resources().get("gpu")
+        ranks = Ranks(devices=tuple(gpus.addresses) if gpus is not None else ())
+        process.set_up(train, ranks, sharing)
     snapshot = Snapshot.open(work.snapshot)
     fitted = training.fit(snapshot, train, work.seed, ranks, budget=work.tune.budget)
     objective = work.tune.objective
