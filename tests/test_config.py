@@ -81,6 +81,7 @@ def _settings(text: str) -> list[str]:
         ("{embedding_size: {uniform: [64, 128]}}", "embedding_size = 103.55"),
         ("{embedding_size: {int: [64, 5000]}}", "embedding_size = 5000"),
         ("{ranks: {int: [1, 2]}}", "'ranks' is not searched"),
+        ("{classes_per_batch: {choice: [8, 12]}}", "classes_per_batch = 12 is more than the 10"),
         ("{images_per_class: {choice: [4, 16]}}", "images_per_class = 16.*Allowed: 2 to 8"),
         ("{loss: {choice: [{name: triplet, margin: {uniform: [0.1, 9]}}]}}", "margin = 9"),
         ("{loss: {choice: [{name: tripel}]}}", "loss.name = 'tripel'"),

@@ -480,7 +480,7 @@ class Tune(_Model):
                     "there are no more to run"
                     if self.algorithm == "random"
                     else f"{self.algorithm} learns from trials that have ended, and would draw "
-                    "more than half of them before any has, at random"
+                    "most of them before any has, at random"
                 )
                 + f". Allowed: 1 to {most}"
             )
@@ -582,14 +582,17 @@ class Config(_Model):
                 f"tune.trials = {self.tune.trials}, but tune.space names nothing to search. Name "
                 "keys of train in it, or set tune.trials to 0"
             )
-        names = self.data.label_names if isinstance(self.data, IdxData) else None
-        if names is not None and self.train.classes_per_batch > len(names):
-            raise ValueError(
-                f"train.classes_per_batch = {self.train.classes_per_batch} is more than the "
-                f"{len(names)} classes in data.label_names. Allowed: 2 to {len(names)}"
-            )
+        self._check_classes(self.train)
         self._searchable()
         return self
+
+    def _check_classes(self, train: Train) -> None:
+        names = self.data.label_names if isinstance(self.data, IdxData) else None
+        if names is not None and train.classes_per_batch > len(names):
+            raise ValueError(
+                f"train.classes_per_batch = {train.classes_per_batch} is more than the "
+                f"{len(names)} classes in data.label_names. Allowed: 2 to {len(names)}"
+            )
 
     def _searchable(self) -> None:
         for key, part in self.tune.parts.items():
@@ -603,6 +606,7 @@ class Config(_Model):
                     found = with_values(self.train, {key: value})
                 except ConfigError as error:
                     raise ValueError(f"tune.space: {error}") from error
+                self._check_classes(found)
                 if found.images_per_class > (most := self.train.images_per_class):
                     raise ValueError(
                         f"tune.space: images_per_class = {found.images_per_class}, but the "

@@ -129,6 +129,16 @@ class Tracking:
         finally:
             run.end(status)
 
+    def has(self, run_id: str) -> bool:
+        """Whether a run is there, and not deleted."""
+        try:
+            found = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return bool(found.info.lifecycle_stage == "active")
+
     def start(self, name: str, parent: str | None = None, start_time: int | None = None) -> Run:
         """A run that the caller ends."""
         client = self.client
@@ -186,6 +196,14 @@ class Run:
         client = self.tracking.client
         for name, value in values.items():
             client.set_tag(self.run_id, name, value)
+
+    def retag(self, prefix: str, values: Mapping[str, str]) -> None:
+        """Set the tags below a prefix to these, and no others."""
+        client = self.tracking.client
+        for name in client.get_run(self.run_id).data.tags:
+            if name.startswith(prefix) and name.removeprefix(prefix) not in values:
+                client.delete_tag(self.run_id, name)
+        self.tags({f"{prefix}{name}": value for name, value in values.items()})
 
     def file(self, path: Path, folder: str | None = None) -> None:
         self.tracking.client.log_artifact(self.run_id, str(path), folder)

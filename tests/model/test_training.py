@@ -111,6 +111,25 @@ def test_going_on_from_a_checkpoint_ends_alike(
     assert np.abs(whole.after - whole.before).max() > 0.1
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_training_killed_in_its_last_validation_is_validated(
+    make_snapshot: Callable[..., str], tmp_path: Path, epochs: int
+) -> None:
+    from lookalike.model import fit
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    train = small(checkpoint_steps=10 * epochs, epochs=epochs)
+    kept = Checkpoints(str(tmp_path / "kept"))
+    whole = fit.fit(snapshot, train, 1, Ranks(), keeper=kept)
+    newest = kept.newest()
+    assert newest is not None
+    assert newest.meta["step"] == 10 * epochs == sum(epoch.steps for epoch in whole.epochs)
+    again = fit.fit(snapshot, train, 1, Ranks(), keeper=kept)
+    assert [epoch.validation for epoch in again.epochs] == [e.validation for e in whole.epochs]
+    assert np.abs(whole.after - again.after).max() <= 1e-5
+
+
 def test_a_checkpoint_of_another_network_is_named(
     make_snapshot: Callable[..., str], tmp_path: Path
 ) -> None:

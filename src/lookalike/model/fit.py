@@ -204,7 +204,8 @@ class _Training:
         before = self._vectors(pixels)
         self._resume()
         batches = iter(self._batches())
-        while self._done < self.steps and not self._stale():
+        # A checkpoint at an epoch's last step is of before its validation, which is to be done.
+        while (self._done < self.steps or self.place.step) and not self._stale():
             pace = self._epoch(batches)
             with self._averaged():
                 scores = _scores(self._vectors(pixels), classes, self.ranks)
@@ -255,7 +256,8 @@ class _Training:
             done = self._done
             due = self.keeper is not None and done % train.checkpoint_steps == 0
             ends = place.step == self.per_epoch or done == self.steps
-            if due or ends or done % _LOOKED_AT == 0 or done == 1:
+            early = self.budget.minutes is not None and done & (done - 1) == 0
+            if due or ends or early or done % _LOOKED_AT == 0:
                 self._count(losses_since)
                 losses_since.clear()
                 now = time.perf_counter()
@@ -274,7 +276,11 @@ class _Training:
             done: steps.
             seconds: since the look before; the first step's are its compilation's.
         """
-        if self.budget.minutes is None or done == 1:
+        if self.budget.minutes is None:
+            return
+        if done == 1:
+            self.steps = max(self.steps, 2)
+            self.planned.assign(self.steps)
             return
         self.place.spent += seconds
         left = self.budget.minutes * 60 - self.place.spent

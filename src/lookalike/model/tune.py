@@ -31,7 +31,7 @@ PRELOADED = ("lookalike.model.fit",)
 """What a trial's Python worker has imported before it is forked."""
 
 _MANY = 20
-"""Trials drawn at random before TPE learns, as Hyperopt has it; fewer where there are few."""
+"""Trials with a score before TPE learns, as Hyperopt has it; a third where there are few."""
 _COMMONEST = 3
 
 
@@ -135,7 +135,7 @@ def search(
         fmin(
             objective,
             space,
-            algo=_algorithm(tune.algorithm, wanted, at_once),
+            algo=_algorithm(tune.algorithm, wanted),
             max_evals=wanted,
             trials=done,
             # Going on must not draw again what was drawn.
@@ -164,29 +164,52 @@ def best(trials: Sequence[Trial]) -> Trial:
     )
 
 
-def _algorithm(name: str, trials: int, at_once: int) -> Any:
+def _algorithm(name: str, trials: int) -> Any:
     if name == "tpe":
-        return partial(tpe.suggest, n_startup_jobs=max(at_once, min(_MANY, trials // 3)))
+        return partial(_tpe, max(1, min(_MANY, trials // 3)))
     return {"random": rand.suggest, "anneal": anneal.suggest}[name]
+
+
+def _tpe(least: int, ids: list[int], domain: Any, trials: Trials, seed: int) -> Any:
+    # Hyperopt counts trials that run or have failed as well, and takes the first of them for the
+    # good ones while none has a loss.
+    if sum(loss is not None for loss in trials.losses()) < least:
+        return rand.suggest(ids, domain, trials, seed)
+    return tpe.suggest(ids, domain, trials, seed, n_startup_jobs=1)
 
 
 def _at_once(spark: SparkSession | None, tune: Tune, trials: int) -> int:
     if spark is None:
         return 1
-    slots = spark.sparkContext.defaultParallelism
     most = tune.model_copy(update={"trials": trials}).at_most
-    return tune.parallelism or max(1, min(slots, most))
+    return tune.parallelism or max(1, min(_slots(spark), most))
+
+
+def _slots(spark: SparkSession) -> int:
+    """Tasks that run at once: as many as there are cores for, and GPUs where they ask for any."""
+    context = spark.sparkContext
+    settings = context.getConf()
+    slots = context.defaultParallelism // int(settings.get("spark.task.cpus") or 1)
+    asked = float(settings.get("spark.task.resource.gpu.amount") or 0)
+    if asked:
+        each = float(settings.get("spark.executor.resource.gpu.amount") or 1)
+        slots = min(slots, int(max(1, len(_hosts(spark)) - 1) * each / asked))
+    return max(1, slots)
+
+
+def _hosts(spark: SparkSession) -> list[str]:
+    """Where Spark's processes are, the driver's among them."""
+    java: Any = spark.sparkContext._jsc
+    return [executor.host() for executor in java.sc().statusTracker().getExecutorInfos()]
 
 
 def _machines(spark: SparkSession | None) -> int:
     """Machines that trials run on: those on one share its cores."""
     if spark is None:
         return 1
-    context = spark.sparkContext
-    executors: Any = context._jsc.sc().statusTracker().getExecutorInfos()  # type: ignore[union-attr]
-    hosts = Counter(executor.host() for executor in executors)
-    if len(executors) > 1:  # the driver counts as one, and runs tasks only where it is alone
-        hosts[context.getConf().get("spark.driver.host") or ""] -= 1
+    hosts = Counter(found := _hosts(spark))
+    if len(found) > 1:  # the driver counts as one, and runs tasks only where it is alone
+        hosts[spark.sparkContext.getConf().get("spark.driver.host") or ""] -= 1
     return max(1, sum(count > 0 for count in hosts.values()))
 
 
@@ -324,9 +347,9 @@ def _read(document: dict[str, Any], space: dict[str, Any], number: int) -> Trial
     drawn = {key: _plain(value[0]) for key, value in document["misc"]["vals"].items() if value}
     error = result.get("error")
     if document["state"] == JOB_STATE_ERROR:  # not by the trial's doing: its worker is gone
-        said = str(document["misc"]["error"][1] or document["misc"]["error"][0])
-        lost = [line for line in said.splitlines() if "Error" in line or "exited" in line]
-        error = f"its worker was lost: {(lost or [said])[0].strip()[:500]}"
+        kind, said = document["misc"]["error"]  # Hyperopt keeps no words of what Spark raised
+        words = (said or "").strip().splitlines()
+        error = f"its worker was lost: {words[-1][:500] if words else f'killed, or {kind}'}"
     now = time.time()
     return Trial(
         number=number,

@@ -6,9 +6,11 @@ so that a search that was killed goes on, and one that has finished can be exten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import RunStatus
@@ -85,32 +87,32 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     last = context.ledger.find(STEP, inputs)
     if last is not None and len(kept) >= wanted and last.outputs["trials"] == len(kept):
         return Tuned(**last.outputs | {"unchanged": True})
-    again = None if found is None else found.run_id
+    again = None
+    if found is not None and context.tracking.has(found.run_id):
+        again = found.run_id
     with context.tracking.run(f"{STEP} {config.tune.name}", again) as parent:
-        if found is None:
-            found = _begun(context, inputs, parent)
-        else:
+        if found is None or again is None:
+            found = _begun(context, inputs, parent, found)
+        if kept:
             parent.abandon_within()
             context.say(f"Going on with the search {config.tune.name}: {len(kept)} trials are done")
-        logged = {run.data.tags.get(_NUMBER) for run in parent.within()}
-        untold = [trial for trial in kept if str(trial.number) not in logged]
-
-        def on_trial(trial: Trial) -> None:
-            found.keep(trial)
-            untold.append(trial)
-            context.progress(trial.number + 1, wanted)
-            with suppress(MlflowException, OSError):  # a server that is away is told later
-                _tell(parent, untold, config.tune.objective)
-
         work = tune.Work(
             snapshot, config.train.model_copy(update={"ranks": 1}), config.tune, config.seed
         )
-        with preloaded(context.spark, tune.PRELOADED):
+        with (
+            _logged(parent, kept, config.tune.objective) as log,
+            preloaded(context.spark, tune.PRELOADED),
+        ):
+
+            def on_trial(trial: Trial) -> None:
+                found.keep(trial)
+                log(trial)
+                context.progress(trial.number + 1, wanted)
+
             trials = tune.search(context.spark, work, on_trial, kept, wanted)
-        _tell(parent, untold, config.tune.objective)
         best = tune.best(trials)
         parent.metrics({f"validation_{config.tune.objective}": best.score or 0.0})
-        parent.tags({f"best.{k}": str(v) for k, v in space.flat(best.values).items()})
+        parent.retag("best.", {k: str(v) for k, v in space.flat(best.values).items()})
         _draw(parent, trials, config.tune.objective)
     result = Tuned(
         values=best.values,
@@ -138,48 +140,53 @@ def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Search:
-    """A search that was begun: its folder, what it is made from, its MLflow run."""
+    """A search that was begun: what it is made from, its MLflow run, the folder of its trials."""
 
-    uri: str
     inputs: dict[str, Any]
     run_id: str
+    folder: str
 
     def trials(self) -> list[Trial]:
         """Those that ended."""
         from lookalike.model.tune import Trial
 
-        kept = artifacts.survey(artifacts.join(self.uri, "trials"), _TRIAL)
+        kept = artifacts.survey(self.folder, _TRIAL)
         trials = [Trial.of(manifest.meta) for _, manifest in kept if manifest is not None]
         return sorted(trials, key=lambda trial: trial.number)
 
     def keep(self, trial: Trial) -> None:
         from lookalike.model.tune import recorded
 
-        uri = artifacts.join(self.uri, "trials", artifacts.new_name())
+        uri = artifacts.join(self.folder, artifacts.new_name())
         artifacts.seal(uri, _TRIAL, recorded(trial), ())
 
 
-def _begun(context: Context, inputs: dict[str, Any], parent: Run) -> _Search:
+def _begun(
+    context: Context, inputs: dict[str, Any], parent: Run, before: _Search | None
+) -> _Search:
+    """A new search; or, with its trials, one whose MLflow run is not there any more."""
     config = context.config
     parent.params({"train": config.train.model_dump(), "tune": config.tune.model_dump()})
     parent.tags({"snapshot": inputs["snapshot"], "search": config.tune.name})
     uri = artifacts.join(context.searches, config.tune.name, artifacts.new_name())
-    artifacts.seal(uri, _SEARCH, {"inputs": inputs, "run_id": parent.run_id}, ())
-    return _Search(uri, inputs, parent.run_id)
+    folder = artifacts.join(uri, "trials") if before is None else before.folder
+    begun = _Search(inputs, parent.run_id, folder)
+    artifacts.seal(uri, _SEARCH, asdict(begun), ())
+    return begun
 
 
 def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | None:
-    """The newest search of this name, where it is of these inputs."""
+    """The newest search of this name and these inputs."""
     name = context.config.tune.name
     kept = artifacts.survey(artifacts.join(context.searches, name), _SEARCH)
-    whole = [(uri, manifest.meta) for uri, manifest in kept if manifest is not None]
-    if not whole:
+    searches = [_Search(**manifest.meta) for _, manifest in kept if manifest is not None]
+    for search in reversed(searches):  # by name, which is by time
+        if search.inputs == inputs:
+            return search
+    if not searches:
         return None
-    uri, meta = max(whole)
-    newest = _Search(uri, meta["inputs"], meta["run_id"])
+    newest = searches[-1]
     others = list(_differences(newest.inputs, inputs))
-    if not others:
-        return newest
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     difference = "; ".join(others[:_SHOWN]) + more
     if not fresh:
@@ -204,22 +211,65 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             yield f"{key} was {old[key]!r}, and is {new[key]!r}"
 
 
-def _tell(parent: Run, trials: list[Trial], objective: str) -> None:
-    """Log trials, each of which then leaves the list."""
-    while trials:
-        trial = trials[0]
-        run = parent.tracking.start(
-            f"trial {trial.number}", parent.run_id, start_time=int(trial.begin * 1000)
-        )
-        run.params(space.flat(trial.values))
-        for epoch, value in enumerate(trial.curve, start=1):
-            run.metrics({f"validation_{objective}": value}, step=epoch)
-        run.metrics({"seconds": trial.end - trial.begin})
-        run.tags({"worker": trial.worker, **({"error": trial.error} if trial.error else {})})
-        run.tags({_NUMBER: str(trial.number)})  # the last of it: it is logged whole
-        status = RunStatus.FAILED if trial.error else RunStatus.FINISHED
-        run.end(status, int(trial.end * 1000))
-        trials.pop(0)
+@contextmanager
+def _logged(
+    parent: Run, kept: Sequence[Trial], objective: str
+) -> Iterator[Callable[[Trial], None]]:
+    """Log trials beside the search, which must not wait for a server that is away.
+
+    Args:
+        parent: the search's run.
+        kept: trials of before, which are logged where they are not yet.
+        objective: what their scores are called.
+
+    Yields:
+        What takes a trial to be logged.
+
+    Raises:
+        MlflowException: at the end, where the server is away still.
+    """
+    logged = {run.data.tags.get(_NUMBER) for run in parent.within()}
+    coming: SimpleQueue[Trial | None] = SimpleQueue()
+    untold: list[Trial] = []
+
+    def work() -> None:
+        while (trial := coming.get()) is not None:
+            try:
+                if not untold:  # each call to a server that is away lasts minutes
+                    _log(parent, trial, objective)
+                    continue
+            except (MlflowException, OSError):
+                pass
+            untold.append(trial)
+
+    for trial in kept:
+        if str(trial.number) not in logged:
+            coming.put(trial)
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield coming.put
+    finally:
+        coming.put(None)
+        thread.join()
+    if untold:
+        parent.abandon_within()  # what was logged by half
+        for trial in untold:
+            _log(parent, trial, objective)
+
+
+def _log(parent: Run, trial: Trial, objective: str) -> None:
+    run = parent.tracking.start(
+        f"trial {trial.number}", parent.run_id, start_time=int(trial.begin * 1000)
+    )
+    run.params(space.flat(trial.values))
+    for epoch, value in enumerate(trial.curve, start=1):
+        run.metrics({f"validation_{objective}": value}, step=epoch)
+    run.metrics({"seconds": trial.end - trial.begin})
+    run.tags({"worker": trial.worker, **({"error": trial.error} if trial.error else {})})
+    run.tags({_NUMBER: str(trial.number)})  # the last of it: it is logged whole
+    status = RunStatus.FAILED if trial.error else RunStatus.FINISHED
+    run.end(status, int(trial.end * 1000))
 
 
 def _draw(parent: Run, trials: Sequence[Trial], objective: str) -> None:
