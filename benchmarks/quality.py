@@ -106,17 +106,18 @@ def main() -> None:
         f"class-stratified split of this project's own, not the official one; {given.seeds} seeds, "
         "the mean and half the range"
     )
+    Console().print(title)
     figures = Figures("quality-unseen" if given.unseen else "quality", title)
     seeds = range(1, given.seeds + 1)
     if given.unseen:
         for kept_out, numbers in UNSEEN.items():
             without = ["--without", *map(str, numbers)]
             runs = {name: _runs(name, seeds, [*passed_on, *without]) for name in ("recipe", RAW)}
-            _show(f"{kept_out} kept out of training: {title}", runs)
+            _show(f"{kept_out} kept out of training", runs)
             _add(figures, runs, f"{kept_out}: ")
     else:
         runs = {name: _runs(name, seeds, passed_on) for name in given.only}
-        _show(title, runs)
+        _show("", runs)
         _add(figures, runs)
     figures.show(given.json)
 
@@ -136,13 +137,14 @@ def _runs(name: str, seeds: range, arguments: list[str]) -> list[dict[str, float
     return found
 
 
-def _show(title: str, runs: Runs) -> None:
+def _show(about: str, runs: Runs) -> None:
     columns = list(dict.fromkeys(column for found in runs.values() for column in found[0]))
     for protocol in dict.fromkeys(column.rpartition(" | ")[0] for column in columns):
         own = [column for column in columns if column.rpartition(" | ")[0] == protocol]
         # A figure's name without its protocol, which is the title's.
         heads = [column.rpartition(" | ")[2] for column in own]
-        table = Table("", *heads, title=f"{protocol or 'training'}: {title}")
+        title = ": ".join(filter(None, (about, protocol)))
+        table = Table("", *heads, title=title, title_justify="left", min_width=len(title))
         for name, found in runs.items():
             table.add_row(name, *(_cell([run[c] for run in found if c in run]) for c in own))
         Console().print(table)
