@@ -183,9 +183,9 @@ def _one(
     if name == RAW:
         gallery, queries = (images.reshape(len(images), -1) for images in (pixels, test))
     else:
-        begin = time.perf_counter()
         seen = ~np.isin(labels, without)
         train = _training(name, epochs, len(np.unique(labels[seen])))
+        begin = time.perf_counter()
         vectors = _vectors(train, seed, pixels[seen], labels[seen], np.concatenate([pixels, test]))
         gallery, queries = vectors[: len(pixels)], vectors[len(pixels) :]
         minutes = (time.perf_counter() - begin) / 60
