@@ -27,22 +27,35 @@ class Figures:
         self.name = name
         self.title = title
         self._figures: dict[str, dict[str, Any]] = {}
+        self._unlisted: set[str] = set()
 
     def add(
         self, name: str, value: float, unit: str = "", goal: float | None = None,
-        better: str = "lower",
+        better: str = "lower", spread: float | None = None, listed: bool = True,
     ) -> None:  # fmt: skip
-        """Add a figure; `better` is 'lower' or 'higher'."""
-        self._figures[name] = {"value": value, "goal": goal, "better": better, "unit": unit}
+        """Add a figure.
+
+        Args:
+            better: 'lower' or 'higher'.
+            spread: half the range of what `value` is the mean of.
+            listed: whether the table has it; the JSON has all.
+        """
+        figure = {"value": value, "goal": goal, "better": better, "unit": unit}
+        self._figures[name] = figure if spread is None else figure | {"spread": spread}
+        if not listed:
+            self._unlisted.add(name)
 
     def show(self, path: Path | None) -> None:
         """Print the table, and write the JSON."""
         table = Table("figure", "value", "goal", title=self.title)
         for name, figure in self._figures.items():
+            if name in self._unlisted:
+                continue
             goal, sign = figure["goal"], "<=" if figure["better"] == "lower" else ">="
             value = f"{figure['value']:.4g} {figure['unit']}".strip()
             table.add_row(name, value, "" if goal is None else f"{sign} {goal:.4g}")
-        Console().print(table)
+        if table.row_count:
+            Console().print(table)
         if path is not None:
             machine = {"cores": os.cpu_count(), "machine": platform.machine(),
                        "system": platform.system()}  # fmt: skip

@@ -20,8 +20,12 @@ from lookalike.planning import BatchShape
 SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
 
 
-def clothes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST's training images where they are at hand, else the sample's, repeated.
+def clothes(count: int | None, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Images of Fashion-MNIST where it is at hand, else of the sample.
+
+    Args:
+        count: the first so many, repeated where there are fewer; None: all of them, once.
+        part: 'train' or 't10k', as its files are named.
 
     Returns:
         uint8 (count, 28, 28) and their classes, int32 (count,).
@@ -31,11 +35,11 @@ def clothes(count: int) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = (
         idx.parse((source / name).read_bytes(), kind, name)
         for name, kind in (
-            ("train-images-idx3-ubyte.gz", idx.IMAGES),
-            ("train-labels-idx1-ubyte.gz", idx.LABELS),
+            (f"{part}-images-idx3-ubyte.gz", idx.IMAGES),
+            (f"{part}-labels-idx1-ubyte.gz", idx.LABELS),
         )
     )
-    order = np.arange(count) % len(pixels)
+    order = np.arange(len(pixels) if count is None else count) % len(pixels)
     return pixels[order], labels[order].astype(np.int32)
 
 

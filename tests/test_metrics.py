@@ -65,6 +65,49 @@ def test_scores_are_the_formulas(seed: int, classes: int, within: bool) -> None:
     assert values == pytest.approx(expected, abs=1e-6)
 
 
+def naive_full(queries, query_labels, gallery, gallery_labels, self_rows=None):
+    """Mean average precision over the whole gallery by loops; vectors of whole numbers."""
+    totals = []
+    for i, query in enumerate(queries):
+        others = [j for j in range(len(gallery)) if self_rows is None or j != self_rows[i]]
+        ranked = sorted(others, key=lambda j: (-float(query @ gallery[j]), j))
+        precisions = []
+        for rank, j in enumerate(ranked, start=1):
+            if gallery_labels[j] == query_labels[i]:
+                precisions.append((len(precisions) + 1) / rank)
+        if precisions:
+            totals.append(sum(precisions) / len(precisions))
+    return sum(totals) / len(totals) if totals else 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.booleans(), st.integers(1, 50))
+def test_full_average_precision_is_the_formula(
+    seed: int, classes: int, within: bool, chunk: int
+) -> None:
+    # Unit vectors along axes: most similarities are equal, and products are exact. Of up to 30
+    # classes of 40 items some have one item, which within the gallery has no partner.
+    random = np.random.default_rng(seed)
+    gallery = np.eye(5, dtype=np.float32)[random.integers(5, size=40)]
+    gallery *= random.choice([-1, 1], size=(40, 1))
+    gallery_labels = random.integers(classes, size=40).astype(str)
+    if within:
+        queries, labels, own = gallery, gallery_labels, np.arange(40)
+    else:
+        queries = np.eye(5, dtype=np.float32)[random.integers(5, size=15)]
+        labels, own = random.integers(classes, size=15).astype(str), None
+    found = metrics.full_average_precision(queries, labels, gallery, gallery_labels, own, chunk)
+    assert found == pytest.approx(naive_full(queries, labels, gallery, gallery_labels, own))
+
+
+def test_full_average_precision_without_queries_is_nothing() -> None:
+    none, no_labels, labels = np.empty((0, 2)), np.empty(0, str), np.array(["a", "b"])
+    assert metrics.full_average_precision(none, no_labels, np.eye(2), labels) == 0.0
+    assert metrics.full_average_precision(np.eye(2), labels, none, no_labels) == 0.0
+    own = np.arange(2)
+    assert metrics.full_average_precision(np.eye(2), labels, np.eye(2), labels, own) == 0.0
+
+
 def test_by_class_means_weigh_up_to_the_whole() -> None:
     random = np.random.default_rng(0)
     vectors, labels = random.normal(size=(60, 4)), random.integers(3, size=60).astype(str)

@@ -287,7 +287,9 @@ class MultiSimilarity(_Model):
     name: Literal["multi_similarity"] = "multi_similarity"
     alpha: Annotated[float, Field(gt=0)] = 2.0
     beta: Annotated[float, Field(gt=0)] = 10.0
-    epsilon: Annotated[float, Field(ge=0)] = 0.1
+    epsilon: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="mining's slack, a cosine distance; above 2 nothing is mined, all count"
+    )
     lmda: Annotated[float, Field(ge=0, le=2)] = 0.5
 
 

@@ -111,6 +111,39 @@ def exact_scores(
     return scores(ranked(), query_labels, gallery_labels, self_in_gallery=self_rows is not None)
 
 
+def full_average_precision(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    self_rows: np.ndarray | None = None,
+    chunk: int = 32,
+) -> float:
+    """`full_map`: mean average precision over the whole gallery, ranked by exact search by cosine.
+
+    A query's is the mean over its R right ones, wherever they rank, of the precision at their rank;
+    MAP@R looks at the first R ranks alone. Apart from `Scores`, for it sorts the whole gallery for
+    every query: about 12 ms for each on a gallery of 60,000.
+
+    Args:
+        queries, query_labels, gallery, gallery_labels, self_rows: as `exact_scores`.
+        chunk: queries at a time; memory is a few times chunk x m numbers.
+
+    Returns:
+        The mean over queries that have a right answer in the gallery; 0 where none has.
+    """
+    units, gallery_units = unit(queries), unit(gallery)
+    total, counted = 0.0, 0
+    for rows, found, _ in nearest(units, gallery_units, len(gallery), chunk):
+        others = found if self_rows is None else without_self(found, self_rows[rows])
+        right = gallery_labels[others] == query_labels[rows, None]
+        right = right[right.any(axis=1)]
+        precision = np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)
+        total += float(((right * precision).sum(axis=1) / right.sum(axis=1)).sum())
+        counted += len(right)
+    return total / counted if counted else 0.0
+
+
 def ranking_depth(query_labels: np.ndarray, gallery_labels: np.ndarray) -> int:
     """Neighbours a query that the scores look at: the largest R, and at least 10."""
     names, counts = np.unique(gallery_labels, return_counts=True)

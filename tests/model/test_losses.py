@@ -114,6 +114,7 @@ ORACLES: dict[type, Callable[..., float]] = {
 LOSSES: list[Loss] = [
     MultiSimilarity(),
     MultiSimilarity(alpha=1, beta=30, epsilon=0.5, lmda=0.2),
+    MultiSimilarity(beta=10, epsilon=3),
     Triplet(name="triplet", mining="hard"),
     Triplet(name="triplet", mining="hard", margin=0.7),
     Triplet(name="triplet", mining="semi_hard"),
@@ -123,6 +124,12 @@ LOSSES: list[Loss] = [
     NormalisedSoftmax(name="normalised_softmax"),
     NormalisedSoftmax(name="normalised_softmax", scale=4, smoothing=0),
 ]
+
+
+def test_above_two_epsilon_mines_nothing() -> None:
+    for classes, vectors in batches():
+        kept = [objective(MultiSimilarity(epsilon=e))(classes, vectors) for e in (2.1, 1000.0)]
+        assert float(kept[0]) == float(kept[1])
 
 
 def objective(loss: Loss, auxiliary: Auxiliary = Auxiliary(), classes: int = CLASSES) -> Any:  # noqa: B008
