@@ -82,7 +82,7 @@ def recipe(
         "data": {"source": "folder", "root": "nowhere"},
         "mlflow": {"tracking_uri": server},
         "tune": {
-            "trials": 3,
+            "trials": 2,
             "parallelism": 1,
             "budget": {"steps": 3},
             "space": {"learning_rate": {"log_uniform": [0.001, 0.01]}},
@@ -184,7 +184,7 @@ def test_another_search_is_refused_with_the_difference_or_begun_anew(
         tune.run(recipe("tune.objective=p_at_1"), more=1, fresh=False)
     second = tune.run(recipe(other), fresh=True)
     assert isinstance(second, Tuned)
-    assert second.trials == 3
+    assert second.trials == 2
     assert not second.unchanged
     assert second.run_id != first.run_id
     named = tune.run(recipe("tune.name=another"), fresh=False)
