@@ -313,9 +313,12 @@ def _watched(
     trouble: float | None = None
 
     def hear() -> None:
+        # For so long in all: epochs of a moment must not keep from looking at the ranks.
+        until = time.monotonic() + 0.5
         with suppress(Empty):
             while True:
-                who, message = exchange.said.get(timeout=0.5)
+                left = max(0.0, until - time.monotonic())
+                who, message = exchange.said.get(timeout=left)
                 if message["kind"] == "failed":
                     seen.hear(who, message)
                 elif message["kind"] == "resumed":
