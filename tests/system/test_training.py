@@ -153,7 +153,7 @@ def test_the_only_rank_hangs_and_there_are_no_restarts(
             LookalikeError,
             r"became .*nan.*step \d+.*checkpoint",
         ),
-        ({"images_per_class": 64}, ConfigError, "laid out for"),
+        ({"images_per_class": 24}, ConfigError, "laid out for"),
         ({"network": "no.such:network"}, ConfigError, "no.such"),
     ],
 )
