@@ -1,0 +1,102 @@
+"""Training: what one rank does, how many there are, and values of a search put in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lookalike.config.fields import Model, Positive, Share
+from lookalike.config.keys import put
+from lookalike.config.losses import Auxiliary, Loss, MultiSimilarity
+from lookalike.config.refusals import validated
+from lookalike.planning import BatchShape
+
+
+class Augment(Model):
+    """Random changes of training images."""
+
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0, description="pixels, in both directions")] = 0
+    erase: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="how likely a rectangle of an image is painted over"
+    )
+    colour: Share = Field(0.0, description="how far brightness, contrast and saturation may go")
+
+
+class Train(Model):
+    """Training: what one rank does, and how many there are."""
+
+    ranks: Positive = 1
+    threads: Positive | None = Field(
+        None, description="CPU threads of a rank and of a trial; else a fair share of the machine"
+    )
+    network: Annotated[
+        str, Field(pattern=r"^(compact_resnet|simple_cnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")
+    ] = Field("compact_resnet", description="or a function of yours: package.module:function")
+    init_from: str | None = Field(
+        None, description="folder or URI of an encoder whose weights training starts from"
+    )
+    embedding_size: Annotated[int, Field(ge=2, le=4096)] = 128
+    classes_per_batch: Annotated[int, Field(ge=2)] = 8
+    images_per_class: Annotated[int, Field(ge=2)] = 8
+    group_by: str | None = Field(
+        None, description="attribute: a batch's classes come from one value of it where they can"
+    )
+    epochs: Positive = 10
+    patience: Positive | None = Field(
+        None, description="epochs without a better validation MAP@R after which training ends"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.003
+    rank_scaling: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="how the learning rate grows with the ranks"
+    )
+    warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest norm of all gradients together"
+    )
+    ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
+    precision: Literal["auto", "float32", "mixed_float16"] = Field(
+        "auto", description="auto: mixed_float16 on a GPU, float32 elsewhere"
+    )
+    sync_batch_norm: bool = Field(False, description="normalise over the batch of all ranks")
+    deterministic: bool = Field(False, description="slower operations that repeat to the bit")
+    loss: Loss = MultiSimilarity()
+    auxiliary: Auxiliary = Auxiliary()
+    augment: Augment = Augment()
+    validation_items: Annotated[int, Field(ge=10)] = 2000
+    buffer_mb: Positive = Field(256, description="images held by a rank to draw batches from")
+    cache_mb: Positive = Field(4096, description="local disk a rank keeps a remote snapshot on")
+    checkpoint_steps: Positive = Field(500, description="steps between checkpoints")
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="how often a training goes on by itself when a rank has died"
+    )
+    silence: Positive = Field(
+        120, description="seconds without a word that a rank is given up after"
+    )
+
+    @property
+    def batch(self) -> BatchShape:
+        return BatchShape(self.classes_per_batch, self.images_per_class)
+
+    def mathematics(self) -> dict[str, Any]:
+        """What decides the encoder: without how it is kept safe meanwhile."""
+        safety = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
+        return self.model_dump(mode="json", exclude=safety)
+
+
+def with_values(train: Train, values: dict[str, Any]) -> Train:
+    """A training with some values replaced, e.g. by a search's best.
+
+    Args:
+        train: the values to begin with.
+        values: dotted keys of `train`, e.g. {"loss.alpha": 2.0}.
+
+    Raises:
+        ConfigError: a key that `train` does not have or a value that it does not allow.
+    """
+    raw = train.model_dump()
+    for key, value in values.items():
+        put(raw, key, value, known=True)
+    return validated(Train, raw, "train")
