@@ -169,7 +169,7 @@ def _start(folder: Path) -> dict[str, float]:
         import psutil
 
         moments = [psutil.Process().create_time()]
-        from lookalike.model import fit, process
+        from lookalike.model import fit, process, progress
         from lookalike.model.ranks import Ranks
         from lookalike.model.snapshot import Snapshot
 
@@ -177,7 +177,7 @@ def _start(folder: Path) -> dict[str, float]:
         ranks = Ranks.all()
         moments.append(time.time())
 
-        class First(fit.Watcher):
+        class First(progress.Watcher):
             def step(self, done: int, total: int) -> None:  # noqa: ARG002
                 if len(moments) == 3:
                     moments.append(time.time())

@@ -1,6 +1,5 @@
 """Training learns, and the exported graph is what was trained."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lookalike.planning import BatchShape
 
 
 def test_fit_learns_and_its_graph_gives_the_same_vectors(make_snapshot, tmp_path: Path) -> None:
-    from lookalike.model import export, fit
+    from lookalike.model import export, fit, progress
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
@@ -28,7 +27,7 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(make_snapshot, tmp_path
     )  # fmt: skip
     steps: list[tuple[int, int]] = []
 
-    class Watcher(fit.Watcher):
+    class Watcher(progress.Watcher):
         def step(self, done: int, total: int) -> None:
             steps.append((done, total))
 
@@ -75,14 +74,14 @@ EVERYTHING = {
 def test_going_on_from_a_checkpoint_ends_alike(
     make_snapshot: Callable[..., str], tmp_path: Path, values: dict[str, object]
 ) -> None:
-    from lookalike.model import fit, process
+    from lookalike.model import fit, process, progress
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
     train = small(checkpoint_steps=7, **values)
     told: list[int] = []
 
-    class Watcher(fit.Watcher):
+    class Watcher(progress.Watcher):
         def __init__(self, last: int):
             self.last = last
 
@@ -174,12 +173,12 @@ def test_the_best_epochs_weights_are_kept(make_snapshot: Callable[..., str]) -> 
 def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
     make_snapshot: Callable[..., str], tmp_path: Path, which: int, said: str
 ) -> None:
-    from lookalike.model import fit
+    from lookalike.model import fit, progress
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
 
-    class Breaks(fit.Watcher):
+    class Breaks(progress.Watcher):
         def step(self, done: int, total: int) -> None:  # noqa: ARG002
             if done == 12:
                 weights = training.network.trainable_variables[which]
@@ -191,18 +190,3 @@ def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
     )
     with pytest.raises(LookalikeError, match=f"{said}.*last checkpoint is of step 10"):
         training.run()
-
-
-@pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 2), ("linear", 4)])
-def test_the_learning_rate_warms_up_and_falls_by_a_cosine(scaling: str, factor: int) -> None:
-    from lookalike.model import fit
-
-    import tensorflow as tf  # isort: skip  # after what says which Keras
-
-    train = small(learning_rate=0.01, warmup=0.25, rank_scaling=scaling)
-    rate = fit._optimizer(train, tf.Variable(100.0), 4)._learning_rate
-    top = 0.01 * factor
-    expected = {0: 0.0, 10: 0.4 * top, 25: top, 100: 0.0}
-    expected[62] = top * (1 + math.cos(math.pi * 37 / 75)) / 2
-    for step, value in expected.items():
-        assert float(rate(step)) == pytest.approx(value, abs=1e-7)

@@ -174,14 +174,14 @@ def test_a_listener_that_fails_is_told_again(work: Callable[..., Work]) -> None:
 def test_a_budget_is_kept_and_the_rate_falls_to_its_end(
     make_snapshot: Callable[..., str], budget: dict[str, float]
 ) -> None:
-    from lookalike.model import fit
+    from lookalike.model import fit, progress
     from lookalike.model.ranks import Ranks
     from lookalike.model.snapshot import Snapshot
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(4, 4), blocks=4))
     begin: list[float] = []
 
-    class Watcher(fit.Watcher):
+    class Watcher(progress.Watcher):
         def step(self, done: int, total: int) -> None:
             begin.append(done / total)
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from lookalike import artifacts, planning
-from lookalike.config import Augment, Budget, Train
+from lookalike.config import Budget, Train
 from lookalike.errors import LookalikeError
-from lookalike.metrics import Scores, exact_scores
-from lookalike.model import checkpoints, losses, networks, reader
-from lookalike.model.augmentation import augmented
-from lookalike.model.batches import Shard, epoch_batches
+from lookalike.metrics import Scores
+from lookalike.model import checkpoints, feed, losses, networks, optimizer, reader, validation
+from lookalike.model.batches import Shard
 from lookalike.model.checkpoints import Checkpoints
+from lookalike.model.progress import Epoch, Place, Watcher
 from lookalike.model.ranks import Ranks
 from lookalike.model.snapshot import Snapshot
 
@@ -30,30 +25,6 @@ _LOOKED_AT = 25
 
 _CALMER = "Lower train.learning_rate or set train.clip_norm. "
 _VARIABLES, _BEST = "variables", "best.npz"
-_GROWTH = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch brought.
-
-    Attributes:
-        number: from 0.
-        steps: that every rank took.
-        loss: mean over its steps and all ranks.
-        validation: scores on the validation split, itself left out.
-        repeated: images that came twice, on this rank.
-        images_per_second: over all ranks, validation not counted.
-        waiting: share of the steps' time that this rank waited for data.
-    """
-
-    number: int
-    steps: int
-    loss: float
-    validation: Scores
-    repeated: int
-    images_per_second: float
-    waiting: float
 
 
 @dataclass(frozen=True)
@@ -80,40 +51,6 @@ class Fitted:
     def scores(self) -> Scores:
         """On the validation split, itself left out."""
         return self.best.validation
-
-
-class Watcher:
-    """Who is told how a training goes. This one does not listen."""
-
-    def step(self, done: int, total: int) -> None:
-        """Steps done on this rank, and steps in all."""
-
-    def epoch(self, epoch: Epoch) -> None:
-        """An epoch has been validated; told on every rank."""
-
-    def resumed(self, step: int) -> None:
-        """The training goes on from a checkpoint after so many steps."""
-
-
-@dataclass
-class _Place:
-    """Where a training stands; with the variables, all of it."""
-
-    epoch: int = 0
-    step: int = 0
-    spent: float = 0.0
-    """Seconds of training steps, where they are what is budgeted."""
-    loss: float = 0.0
-    repeated: int = 0
-    curve: list[Epoch] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, kept: dict[str, Any]) -> _Place:
-        curve = [
-            Epoch(**{**epoch, "validation": Scores(**epoch["validation"])})
-            for epoch in kept["curve"]
-        ]
-        return cls(**{**kept, "curve": curve})
 
 
 @dataclass(frozen=True)
@@ -180,16 +117,15 @@ class _Training:
         self.trained = [*self.network.trainable_variables, *self.objective.trainable_variables]
         # The schedule reads it: what is planned of a budget of minutes changes on the way.
         self.planned = tf.Variable(self.steps, trainable=False, dtype=tf.float32)
-        self.optimizer = _optimizer(train, self.planned, ranks.size)
+        self.optimizer = optimizer.make(train, self.planned, ranks.size)
         self.optimizer.build(self.trained)
-        self.step = _step(self.network, self.optimizer, self.objective, ranks)
+        self.step = optimizer.make_step(self.network, self.optimizer, self.objective, ranks)
         self.state = tf.train.Checkpoint(
             network=self.network, optimizer=self.optimizer, objective=self.objective
         )
-        self.encode = _encoder(self.network)
-        self.place = _Place()
+        self.encode = validation.forward(self.network)
+        self.place = Place()
         self.cache: Path | None = None
-        self.unread: Exception | None = None
         self.best: list[np.ndarray] = []
         """Weights of the best epoch, where training may go on beyond it."""
 
@@ -203,17 +139,20 @@ class _Training:
         pixels, classes = self.snapshot.validation()
         before = self._vectors(pixels)
         self._resume()
-        batches = iter(self._batches())
+        batches = feed.stream(
+            self.snapshot, self._shard(), self.train.augment, self.place.epoch, self.place.step
+        )
         # A checkpoint at an epoch's last step is of before its validation, which is to be done.
         while (self._done < self.steps or self.place.step) and not self._stale():
             pace = self._epoch(batches)
-            with self._averaged():
-                scores = _scores(self._vectors(pixels), classes, self.ranks)
+            # What would leave it now is validated.
+            self._average_statistics()
+            with optimizer.averaged(self.optimizer, self.trained):
+                scores = validation.scores(self._vectors(pixels), classes, self.ranks)
                 self._end_epoch(scores, pace)
         curve = self.place.curve
         best = curve[-1]
-        if self.train.ema:
-            self._average()
+        optimizer.average(self.optimizer, self.trained)
         if self.best:
             best = max(curve, key=lambda epoch: epoch.validation.map_at_r)
             self.network.set_weights(self.best)
@@ -222,7 +161,7 @@ class _Training:
             tf.keras.mixed_precision.set_global_policy("float32")
             trained, self.network = self.network, self._network()
             self.network.set_weights(trained.get_weights())
-            self.encode = _encoder(self.network)
+            self.encode = validation.forward(self.network)
         after = self._vectors(pixels)
         return Fitted(self.network, tuple(curve), best, before, after, classes)
 
@@ -236,7 +175,25 @@ class _Training:
             train.sync_batch_norm,
         )
 
-    def _epoch(self, batches: Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]) -> _Pace:
+    def _shard(self) -> Shard:
+        train = self.train
+        return Shard(
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+            batch=train.batch,
+            seed=self.seed,
+            buffer_items=train.buffer_mb * 2**20 // self.snapshot.item_bytes,
+            threads=max(1, tf.config.threading.get_intra_op_parallelism_threads()),
+            grouped=train.group_by is not None,
+            cache=self.cache,
+            cache_bytes=train.cache_mb * 2**20,
+        )
+
+    def _vectors(self, pixels: np.ndarray) -> np.ndarray:
+        dim = self.network.output_shape[1]
+        return validation.vectors(self.encode, pixels, dim, self.ranks)
+
+    def _epoch(self, batches: feed.Batches) -> _Pace:
         """Take an epoch's steps, or those that are left of it."""
         place, train = self.place, self.train
         losses_since: list[tf.Tensor] = []
@@ -244,10 +201,7 @@ class _Training:
         looked = begin
         while place.step < self.per_epoch and self._done < self.steps:
             asked = time.perf_counter()
-            try:
-                images, classes, repeated = next(batches)
-            except tf.errors.OpError as error:
-                raise self.unread or error from None
+            images, classes, repeated = next(batches)
             waited += time.perf_counter() - asked
             losses_since.append(self.step(images, classes))
             taken += 1
@@ -322,31 +276,27 @@ class _Training:
             return "There is no checkpoint"
         return f"The last checkpoint is of step {last.meta['step']:,}, in {last.uri}"
 
-    def _end_epoch(self, validation: Scores, pace: _Pace) -> None:
+    def _end_epoch(self, scores: Scores, pace: _Pace) -> None:
         place = self.place
         images = self.ranks.size * self.train.batch.size * pace.steps
         epoch = Epoch(
             number=place.epoch,
             steps=place.step,
             loss=float(self.ranks.mean(tf.constant(place.loss / place.step))),
-            validation=validation,
+            validation=scores,
             repeated=place.repeated,
             images_per_second=images / pace.seconds,
             waiting=pace.waited / pace.seconds,
         )
         place.curve.append(epoch)
-        if self.train.patience is not None and self._since_best() == 0:
+        if self.train.patience is not None and place.since_best == 0:
             self.best = self.network.get_weights()
         place.epoch, place.step, place.loss, place.repeated = place.epoch + 1, 0, 0.0, 0
         self.watcher.epoch(epoch)
 
-    def _since_best(self) -> int:
-        scores = [epoch.validation.map_at_r for epoch in self.place.curve]
-        return len(scores) - 1 - int(np.argmax(scores))
-
     def _stale(self) -> bool:
         patience = self.train.patience
-        return patience is not None and bool(self.place.curve) and self._since_best() >= patience
+        return patience is not None and bool(self.place.curve) and self.place.since_best >= patience
 
     # The state, kept and taken up again.
 
@@ -383,30 +333,8 @@ class _Training:
                 ) from error
             with np.load(files / _BEST, allow_pickle=False) as best:
                 self.best = [best[f"arr_{i}"] for i in range(len(best))]
-        self.place = _Place.of(kept.meta["place"])
+        self.place = Place.of(kept.meta["place"])
         self.watcher.resumed(kept.meta["step"])
-
-    # Weights that are validated and exported.
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network with the weights that would leave it now."""
-        self._average_statistics()
-        if not self.train.ema:
-            yield
-            return
-        live = [variable.numpy() for variable in self.trained]
-        self._average()
-        try:
-            yield
-        finally:
-            for variable, value in zip(self.trained, live, strict=True):
-                variable.assign(value)
-
-    def _average(self) -> None:
-        getattr(self.optimizer, "inner_optimizer", self.optimizer).finalize_variable_values(
-            self.trained
-        )
 
     def _average_statistics(self) -> None:
         # Batch normalisation's running means are each rank's own until here. What they become is
@@ -415,147 +343,3 @@ class _Training:
         means = self.ranks.averaged([variable.value() for variable in own])
         for variable, mean in zip(own, means, strict=True):
             variable.assign(mean)
-
-    def _vectors(self, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
-        """Vectors of images, a share of them by each rank: float32 (n, dim) on all."""
-        size, dim = self.ranks.size, self.network.output_shape[1]
-        own = pixels[self.ranks.rank :: size]
-        parts = [self.encode(own[i : i + batch]).numpy() for i in range(0, len(own), batch)]
-        vectors = np.concatenate([np.empty((0, dim), np.float32), *parts])
-        if size == 1:
-            return vectors
-        order = np.concatenate([np.arange(len(pixels))[rank::size] for rank in range(size)])
-        result = np.empty((len(pixels), dim), np.float32)
-        result[order] = self.ranks.gather_uneven(vectors)
-        return result
-
-    def _batches(self) -> tf.data.Dataset:
-        """The batches of this epoch and all after it, read and changed ahead of their use.
-
-        One stream of them: an epoch's first are read while the one before is validated.
-        """
-        place, train, preprocessing = replace(self.place), self.train, self.snapshot.preprocessing
-        shard = Shard(
-            rank=self.ranks.rank,
-            ranks=self.ranks.size,
-            batch=train.batch,
-            seed=self.seed,
-            buffer_items=train.buffer_mb * 2**20 // self.snapshot.item_bytes,
-            threads=max(1, tf.config.threading.get_intra_op_parallelism_threads()),
-            grouped=train.group_by is not None,
-            cache=self.cache,
-            cache_bytes=train.cache_mb * 2**20,
-        )
-
-        def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-            start = place.step
-            try:
-                for epoch in itertools.count(place.epoch):  # whoever asks knows when to end
-                    rng = np.random.default_rng([self.seed, epoch, self.ranks.rank])
-                    first = int(rng.integers(2**31)) + start
-                    batches = epoch_batches(self.snapshot, shard, epoch, start)
-                    for number, batch in enumerate(batches, first):
-                        yield batch.pixels, batch.classes, batch.repeated, number
-                    start = 0
-            except (LookalikeError, OSError) as error:
-                self.unread = error  # TensorFlow gives one of its own for it
-                raise
-
-        data = tf.data.Dataset.from_generator(
-            plain,
-            output_signature=(
-                tf.TensorSpec((train.batch.size, *preprocessing.shape), tf.uint8),
-                tf.TensorSpec((train.batch.size,), tf.int32),
-                tf.TensorSpec((), tf.int32),
-                tf.TensorSpec((), tf.int64),
-            ),
-        )
-
-        def changed(
-            pixels: tf.Tensor, classes: tf.Tensor, repeated: tf.Tensor, number: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            if train.augment != Augment():
-                pixels = augmented(pixels, train.augment, number)
-            return pixels, classes, repeated
-
-        return data.map(changed).prefetch(4)
-
-
-def _encoder(network: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    encode: Callable[[tf.Tensor], tf.Tensor] = tf.function(
-        partial(network, training=False), reduce_retracing=True
-    )
-    return encode
-
-
-class _Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """Up to the rate over the first steps, then down to 0 by a cosine (Loshchilov & Hutter 2017).
-
-    Args:
-        rate: the highest.
-        warmup: share of the steps that it rises over.
-        planned: float32 scalar, steps in all; what it is while a step is taken counts.
-    """
-
-    def __init__(self, rate: float, warmup: float, planned: tf.Variable):
-        super().__init__()
-        self._rate, self._warmup, self._planned = rate, warmup, planned
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        done = tf.minimum(tf.cast(step, tf.float32) / self._planned, 1.0)
-        risen = done / self._warmup if self._warmup else 1.0
-        fallen = (done - self._warmup) / (1.0 - self._warmup)
-        return self._rate * tf.where(
-            done < self._warmup, risen, 0.5 * (1.0 + tf.cos(np.pi * fallen))
-        )
-
-
-def _optimizer(train: Train, planned: tf.Variable, ranks: int) -> tf.keras.optimizers.Optimizer:
-    rate = train.learning_rate * ranks ** _GROWTH[train.rank_scaling]
-    schedule = _Schedule(rate, train.warmup, planned)
-    optimizer = tf.keras.optimizers.AdamW(
-        schedule,
-        weight_decay=train.weight_decay,
-        global_clipnorm=train.clip_norm,
-        use_ema=train.ema > 0,
-        ema_momentum=train.ema or 0.99,
-    )
-    if tf.keras.mixed_precision.global_policy().name == "mixed_float16":
-        return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-def _step(
-    network: tf.keras.Model,
-    optimizer: tf.keras.optimizers.Optimizer,
-    objective: losses.Objective,
-    ranks: Ranks,
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    scaled = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
-
-    @tf.function
-    def step(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        trained = [*network.trainable_variables, *objective.trainable_variables]
-        with tf.GradientTape() as tape:
-            vectors = network(images, training=True)
-            value = objective(classes, vectors)
-            differentiated = optimizer.get_scaled_loss(value) if scaled else value
-        gradients = tape.gradient(differentiated, trained)
-        if scaled:
-            gradients = optimizer.get_unscaled_gradients(gradients)
-        optimizer.apply_gradients(zip(ranks.averaged(gradients), trained, strict=True))
-        # Of vectors that are no numbers a loss that picks pairs picks none, and is zero.
-        finite = tf.reduce_all(tf.math.is_finite(vectors))
-        return tf.where(finite, value, tf.constant(np.nan, value.dtype))
-
-    return step
-
-
-def _scores(vectors: np.ndarray, classes: np.ndarray, ranks: Ranks) -> Scores:
-    """By rank 0, which tells the others: they must agree on when to stop."""
-    if ranks.rank != 0:
-        return Scores(**ranks.told(None))
-    everyone = np.arange(len(vectors))
-    found = exact_scores(vectors, classes, vectors, classes, self_rows=everyone)
-    ranks.told(asdict(found := replace(found, by_class={})))
-    return found

@@ -185,7 +185,7 @@ def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
 
 def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
     from lookalike.model import fit as training
-    from lookalike.model import process
+    from lookalike.model import process, progress
     from lookalike.model.ranks import Ranks
     from lookalike.model.snapshot import Snapshot
 
@@ -193,11 +193,11 @@ def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
     first = ranks.rank == 0
     with Line(driver, ranks.rank) as line:
 
-        class Watcher(training.Watcher):
+        class Watcher(progress.Watcher):
             def step(self, done: int, total: int) -> None:
                 line.at(done, total)
 
-            def epoch(self, epoch: training.Epoch) -> None:
+            def epoch(self, epoch: progress.Epoch) -> None:
                 if first:
                     line.tell("epoch", **_named(epoch))
 

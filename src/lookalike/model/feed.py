@@ -1,0 +1,79 @@
+"""Batches as TensorFlow takes them: read and changed ahead of their use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from lookalike.config import Augment
+from lookalike.errors import LookalikeError
+from lookalike.model.augmentation import augmented
+from lookalike.model.batches import Shard, epoch_batches
+from lookalike.model.snapshot import Snapshot
+
+Batches = Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+
+def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start: int) -> Batches:
+    """The batches of an epoch and all after it; whoever asks knows when to end.
+
+    One stream of them: an epoch's first are read while the one before is validated.
+
+    Args:
+        snapshot: what to read.
+        shard: see `Shard`.
+        augment: how images are changed.
+        epoch: the first one, from 0.
+        start: batches of it to leave out.
+
+    Returns:
+        Pixels, uint8 (P * K, size, size, channels); classes, int32 (P * K,); and, int32, how many
+        of the images the rank had already used.
+
+    Raises:
+        LookalikeError, OSError: on the way, what cannot be read.
+    """
+    unread: list[Exception] = []
+
+    def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+        begin = start
+        try:
+            for current in itertools.count(epoch):
+                rng = np.random.default_rng([shard.seed, current, shard.rank])
+                first = int(rng.integers(2**31)) + begin
+                batches = epoch_batches(snapshot, shard, current, begin)
+                for number, batch in enumerate(batches, first):
+                    yield batch.pixels, batch.classes, batch.repeated, number
+                begin = 0
+        except (LookalikeError, OSError) as error:
+            unread.append(error)  # TensorFlow gives one of its own for it
+            raise
+
+    data = tf.data.Dataset.from_generator(
+        plain,
+        output_signature=(
+            tf.TensorSpec((shard.batch.size, *snapshot.preprocessing.shape), tf.uint8),
+            tf.TensorSpec((shard.batch.size,), tf.int32),
+            tf.TensorSpec((), tf.int32),
+            tf.TensorSpec((), tf.int64),
+        ),
+    )
+
+    def changed(
+        pixels: tf.Tensor, classes: tf.Tensor, repeated: tf.Tensor, number: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        if augment != Augment():
+            pixels = augmented(pixels, augment, number)
+        return pixels, classes, repeated
+
+    return _read(iter(data.map(changed).prefetch(4)), unread)
+
+
+def _read(batches: Batches, unread: list[Exception]) -> Batches:
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        raise (unread or [error])[0] from None
