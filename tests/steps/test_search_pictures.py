@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from lookalike.steps import search_pictures as pictures
-from lookalike.steps.search_pictures import Tried
+from lookalike.steps.trials import MISSING, Column, Tried
 
 ORANGE, RED, BLUE, BEST = "#d9772b", "#d64550", "#2f6db5", "#440154"
 LOSSES = ("multi_similarity", "triplet", "arcface")
@@ -50,11 +50,6 @@ def search(trials: int) -> list[Tried]:
         score = 0.8 - 0.05 * (rate + 3.3) ** 2 - 0.03 * LOSSES.index(loss)
         tried.append(Tried(number, values, None if number in (4, 11, 12) else score))
     return tried
-
-
-def uniform(trials: int, parameters: int) -> tuple[np.ndarray, list[dict[str, float]]]:
-    drawn = np.random.default_rng(1).random((trials, parameters))
-    return drawn, [{f"p{i}": float(x) for i, x in enumerate(row)} for row in drawn]
 
 
 def test_a_search_is_drawn_whatever_the_order_of_its_trials(tmp_path: Path) -> None:
@@ -98,8 +93,10 @@ def test_what_says_nothing_is_not_drawn(
     ("trials", "parameters"), [(30, 40), (500, 3)], ids=["40 parameters", "500 trials"]
 )
 def test_large_searches(tmp_path: Path, trials: int, parameters: int) -> None:
-    drawn, values = uniform(trials, parameters)
-    tried = [Tried(i, values[i], float(drawn[i, 2])) for i in range(trials)]
+    drawn = np.random.default_rng(1).random((trials, parameters)).tolist()
+    tried = [
+        Tried(i, {f"p{j}": x for j, x in enumerate(row)}, row[2]) for i, row in enumerate(drawn)
+    ]
     assert len(pictures.draw(tmp_path, trials=tried, objective="score")) == 3
     # Of many parameters the first ones are drawn: pages are bounded.
     assert where(tmp_path / pictures.PARALLEL, BEST).shape[1] < 2_000
@@ -186,89 +183,16 @@ def test_the_best_line_lies_on_top(tmp_path: Path) -> None:
     ],
 )
 def test_ticks(values: list[Any], names: list[str]) -> None:
-    column = pictures._Column.of(values, log=True)
-    ticks = column.ticks()
+    ticks = pictures._ticks(Column.of(values, log=True))
     assert [name for _, name in ticks] == names
     heights = [height for height, _ in ticks]
     assert heights == sorted(heights)
     assert 0 <= heights[0] <= heights[-1] <= 1
 
 
-def test_places_are_logarithmic_where_values_span_much() -> None:
-    column = pictures._Column.of([0.001, 0.01, 0.1], log=True)
-    assert column.places(column.codes).tolist() == pytest.approx([0, 0.5, 1])
-    column = pictures._Column.of([1, 3, 19], log=True)
-    assert column.places(column.codes).tolist() == pytest.approx([0, 1 / 9, 1])
-
-
 def test_what_is_not_set_has_a_place_below() -> None:
-    column = pictures._Column.of([1.0, pictures._MISSING, 2.0])
-    assert column.missing.tolist() == [False, True, False]
-    assert column.ticks()[-1] == (pictures._BELOW, "not set")
-    column = pictures._Column.of(["a", None])  # None is a value
-    assert not column.missing.any()
-
-
-def test_importances_are_shares_of_the_variance() -> None:
-    drawn, values = uniform(120, 3)
-    scores = 0.3 * drawn[:, 0] + 0.9 * drawn[:, 2]
-    trials = [Tried(i, values[i], float(score)) for i, score in enumerate(scores)]
-    found = pictures.importances([*trials, Tried(120, {"p9": 1}, None)])
-    assert list(found) == ["p2", "p0", "p1"]
-    assert found["p2"][0] == pytest.approx(0.9, abs=0.15)
-    assert found["p0"][0] == pytest.approx(0.1, abs=0.05)
-    assert found["p1"][0] == pytest.approx(0, abs=0.02)
-    assert all(0 <= spread < 0.15 for _, spread in found.values())
-    assert pictures.importances([*trials, Tried(120, {"p9": 1}, None)]) == found
-
-
-def test_scores_of_chance_have_no_importances() -> None:
-    drawn, values = uniform(20, 4)
-    trials = [Tried(i, values[i] | {"p3": 1.0}, float(drawn[i, 3])) for i in range(20)]
-    found = pictures.importances(trials)
-    assert set(found) == {"p0", "p1", "p2"}
-    assert max(mean for mean, _ in found.values()) < 0.15
-
-
-def test_a_category_is_one_parameter_of_any_type() -> None:
-    options = ["a", None, True, 4]
-    trials = [
-        Tried(i, {"kind": options[i % 4], "other": i * 0.618 % 1}, float(i % 4 == 1))
-        for i in range(40)
-    ]
-    found = pictures.importances(trials)
-    assert list(found) == ["kind", "other"]
-    assert found["kind"][0] > 0.7
-    assert abs(found["other"][0]) < 0.05
-
-
-def test_what_a_choice_makes_is_not_said_of_what_exists_under_it() -> None:
-    drawn, values = uniform(60, 2)
-    trials = []
-    for i, (alpha, beta) in enumerate(drawn.tolist()):
-        name = LOSSES[i % 3]
-        under = {"loss.alpha": alpha, "loss.beta": beta} if name == LOSSES[0] else {}
-        score = 1 + 0.05 * alpha if under else 0.0
-        trials.append(Tried(i, {"loss.name": name, **under}, score))
-    found = pictures.importances(trials)
-    assert next(iter(found)) == "loss.name"
-    assert found["loss.name"][0] > 0.8
-    assert abs(found["loss.alpha"][0]) < 0.05
-    assert abs(found["loss.beta"][0]) < 0.05
-    # Where no parameter tells what is missing, it counts.
-    alone = [
-        Tried(
-            t.number, {k: v for k, v in t.values.items() if k == "loss.alpha"} | values[i], t.score
-        )
-        for i, t in enumerate(trials)
-    ]
-    assert pictures.importances(alone)["loss.alpha"][0] > 0.8
-
-
-@pytest.mark.parametrize("scores", [[0.1 * i for i in range(7)], [0.5] * 30], ids=["few", "equal"])
-def test_nothing_is_said_of_too_little(scores: list[float]) -> None:
-    trials = [Tried(i, {"a": i}, score) for i, score in enumerate(scores)]
-    assert pictures.importances(trials) == {}
+    column = Column.of([1.0, MISSING, 2.0])
+    assert pictures._ticks(column)[-1] == (pictures._BELOW, "not set")
 
 
 def test_drawing_needs_neither_tensorflow_nor_spark() -> None:

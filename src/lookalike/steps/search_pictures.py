@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lookalike.steps.contact_sheet import printable, shortened
+from lookalike.steps.importance import variance_explained
+from lookalike.steps.trials import Column, Tried, by_parameter, successful
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,25 +22,9 @@ IMPORTANCE: Final = "importance.png"
 
 _AXES, _BARS = 12, 20  # parameters that a page has room for
 _NAMED = 12  # categories that an axis has room for
-_LOG_FROM = 20  # largest by smallest value
-_ENOUGH = 8  # scored trials that say something of importances
-_REPEATS, _TREES = 5, 100
-_MISSING = object()  # None is a value
 _BELOW = -0.13  # where a line passes an axis that its trial has no value on
 _DPI = 110
 _DARK, _SOFT, _BLUE, _ORANGE, _RED = "#1d2733", "#5b6675", "#2f6db5", "#d9772b", "#d64550"
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A trial that ended: `values` by dotted keys, `score` None where it failed.
-
-    A key may be missing: some parameters exist only under a value of another one.
-    """
-
-    number: int
-    values: dict[str, Any]
-    score: float | None
 
 
 def draw(folder: Path, *, trials: Sequence[Tried], objective: str) -> list[Path]:
@@ -57,35 +41,19 @@ def draw(folder: Path, *, trials: Sequence[Tried], objective: str) -> list[Path]
     """
     drawn = []
     trials = sorted(trials, key=lambda trial: trial.number)
-    known = _columns(trials)
-    explained, found = _explained(trials)
+    known = by_parameter(trials)
+    explained, found = variance_explained(trials)
     keys = [key for key in dict.fromkeys([*found, *known]) if key in known]
     if trials:
         drawn.append(folder / PROGRESS)
         _draw_progress(trials, objective, drawn[-1])
-    if keys and len(_scored(trials)) > 1:
+    if keys and len(successful(trials)) > 1:
         drawn.append(folder / PARALLEL)
         _draw_parallel(trials, keys, objective, drawn[-1])
     if found:
         drawn.append(folder / IMPORTANCE)
         _draw_importance(found, explained, objective, drawn[-1])
     return drawn
-
-
-def importances(trials: Sequence[Tried]) -> dict[str, tuple[float, float]]:
-    """How much of the score's variance each parameter explains, largest first.
-
-    Permutation importance (Breiman 2001) under a random forest: half of what the squared error
-    grows by when the parameter's values change places, by the scores' variance. Each trial is
-    predicted by trees whose bootstrap left it out. Of an additive model that is the share of
-    variance that the parameter makes (Gregorutti, Michel and Saint-Pierre 2017).
-
-    Returns:
-        Mean and standard deviation over 5 repeats, each of another forest and permutation.
-        Parameters of one value are left out; all are of fewer than 8 scored trials and of equal
-        scores.
-    """
-    return _explained(trials)[1]
 
 
 def _draw_progress(trials: Sequence[Tried], objective: str, path: Path) -> None:
@@ -95,8 +63,8 @@ def _draw_progress(trials: Sequence[Tried], objective: str, path: Path) -> None:
 
     figure = Figure(figsize=(8.4, 4), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    scored = _scored(trials)
-    failed = [trial.number for trial in trials if not _scored([trial])]
+    scored = successful(trials)
+    failed = [trial.number for trial in trials if not successful([trial])]
     if scored:
         numbers, scores = [t.number for t in scored], np.array([t.score for t in scored])
         best = int(scores.argmax())
@@ -138,9 +106,9 @@ def _draw_parallel(trials: Sequence[Tried], keys: list[str], objective: str, pat
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
-    scored = sorted(_scored(trials), key=lambda t: (t.score, -t.number))  # the best comes last
-    known = _columns(scored)
-    columns = [*(known[key] for key in keys[:_AXES]), _Column.of([t.score for t in scored])]
+    scored = sorted(successful(trials), key=lambda t: (t.score, -t.number))  # the best comes last
+    known = by_parameter(scored)
+    columns = [*(known[key] for key in keys[:_AXES]), Column.of([t.score for t in scored])]
     names, last = [*keys[:_AXES], objective], len(columns) - 1
     heights = np.stack([np.where(c.missing, _BELOW, c.places(c.codes)) for c in columns], axis=1)
     # Perceptually uniform; bad ones recede on white, and none is as light as white.
@@ -156,7 +124,7 @@ def _draw_parallel(trials: Sequence[Tried], keys: list[str], objective: str, pat
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for x, (name, column) in enumerate(zip(names, columns, strict=True)):
         axes.plot([x, x], [0, 1], color=_DARK, linewidth=1, zorder=3)
-        for height, words in column.ticks():
+        for height, words in _ticks(column):
             axes.plot(x, height, color=_DARK, marker="_", markersize=6, zorder=3)
             axes.annotate(
                 _text(words, 16), (x, height), (6, 0), textcoords="offset points", va="center",
@@ -217,157 +185,40 @@ def _draw_importance(
     figure.savefig(path, facecolor="white")
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A parameter's values, by trial: float (n,) `codes`, nan where it is missing.
-
-    Codes are numbers, maybe their logarithms, or places in `names`.
-    """
-
-    codes: np.ndarray
-    names: tuple[str, ...] = ()
-    log: bool = False
-
-    @classmethod
-    def of(cls, values: Sequence[Any], log: bool = False) -> _Column:
-        present = [value for value in values if value is not _MISSING]
-        if all(_is_number(value) for value in present):
-            low, high = float(min(present)), float(max(present))
-            log = log and low > 0 and math.log(high) - math.log(low) > math.log(_LOG_FROM)
-            codes = np.array([math.nan if v is _MISSING else float(v) for v in values])
-            return cls(np.log10(codes) if log else codes, log=log)
-        # By what they look like: lists have no hash, and True would be 1.
-        ordered = sorted(present, key=lambda v: (0, v, "") if _is_number(v) else (1, 0, str(v)))
-        names = tuple(dict.fromkeys(str(value) for value in ordered))
-        found = [math.nan if v is _MISSING else names.index(str(v)) for v in values]
-        return cls(np.array(found, dtype=float), names)
-
-    @property
-    def missing(self) -> np.ndarray:
-        return np.isnan(self.codes)
-
-    @property
-    def distinct(self) -> np.ndarray:
-        return np.unique(self.codes[~self.missing])
-
-    def places(self, codes: np.ndarray) -> np.ndarray:
-        """Float (n,): codes from 0 for the least to 1 for the largest of this column."""
-        low, high = self.distinct[[0, -1]]
-        return (codes - low) / (high - low) if high > low else np.full(len(codes), 0.5)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """A few places and what they are called."""
-        codes = self._round_codes()
-        if self.names:
-            words = [self.names[int(code)] for code in codes]
-        else:
-            words = [f"{code:.7g}" for code in (10**codes if self.log else codes)]
-        ticks = list(zip(self.places(codes), words, strict=True))
-        return [*ticks, (_BELOW, "not set")] if self.missing.any() else ticks
-
-    def _round_codes(self) -> np.ndarray:
-        from matplotlib.ticker import MaxNLocator
-
-        codes = self.distinct
-        low, high = codes[[0, -1]]
-        if self.names:
-            return codes[:: math.ceil(len(codes) / _NAMED)]
-        if low == high:
-            return codes
-        if len(codes) < 6 and np.diff(codes).min() > 0.07 * (high - low):
-            figures = 10**codes if self.log else codes
-            if all(f"{figure:.4g}" == f"{figure:.7g}" for figure in figures):
-                return codes  # few, far apart and short: they are options
-        if not self.log:
-            rounded = np.array(MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high))
-        else:
-            decades = np.arange(math.floor(low), math.ceil(high) + 1.0)
-            inside = ((low <= decades) & (decades <= high)).sum()
-            steps = [1] if inside > 3 else [1, 3] if inside > 1 else [1, 2, 5]
-            rounded = np.add.outer(decades[:: math.ceil(len(decades) / 6)], np.log10(steps)).ravel()
-        slack = 1e-9 * (high - low)  # 3 * 0.1 is more than 0.3
-        return rounded[(low - slack <= rounded) & (rounded <= high + slack)]
-
-
-def _explained(trials: Sequence[Tried]) -> tuple[float, dict[str, tuple[float, float]]]:
-    """What the forest explains of the variance in unseen trials, and `importances`."""
-    scores = np.array([trial.score for trial in _scored(trials)], dtype=float)
-    known = _columns(trials)
-    keys = [key for key, column in known.items() if len(column.distinct) > 1]
-    if len(scores) < _ENOUGH or np.ptp(scores) == 0 or not keys:
-        return 0.0, {}
-    from sklearn.ensemble import RandomForestRegressor
-
-    scores = (scores - scores.min()) / np.ptp(scores)  # squares of what is tiny would be 0
-    scores = (scores - scores.mean()) / scores.std()
-    encoded = [_encoded(known[key], known) for key in keys]
-    table = np.concatenate([block for block, _ in encoded], axis=1)
-    errors = np.empty((_REPEATS, 1 + len(keys)))
-    for repeat in range(_REPEATS):
-        random = np.random.default_rng(repeat)
-        copies = np.repeat(table[None], 1 + len(keys), axis=0)  # the first one stays as it is
-        start = 0
-        for copy, (block, rows) in zip(copies[1:], encoded, strict=True):
-            end = start + block.shape[1]
-            copy[rows, start:end] = block[random.permutation(rows)]
-            start = end
-        forest = RandomForestRegressor(_TREES, random_state=repeat).fit(table, scores)
-        total, trees = np.zeros(copies.shape[:2]), np.zeros(len(table))
-        for tree, seen in zip(forest.estimators_, forest.estimators_samples_, strict=True):
-            unseen = np.setdiff1d(np.arange(len(table)), seen)
-            flat = copies[:, unseen].reshape(-1, table.shape[1])
-            total[:, unseen] += tree.predict(flat).reshape(len(copies), -1)
-            trees[unseen] += 1
-        predicted = total / trees  # none of 100 bootstraps leave out: less than 1 in 10^18
-        errors[repeat] = ((predicted - scores) ** 2).mean(axis=1)
-    grown = (errors[:, 1:] - errors[:, :1]) / 2
-    means, spreads = grown.mean(axis=0).tolist(), grown.std(axis=0).tolist()
-    found = dict(zip(keys, zip(means, spreads, strict=True), strict=True))
-    found = dict(sorted(found.items(), key=lambda item: -item[1][0]))
-    return 1 - float(errors[:, 0].mean()), found
-
-
-def _encoded(column: _Column, known: dict[str, _Column]) -> tuple[np.ndarray, np.ndarray]:
-    """A parameter as the forest sees it, float (n, columns), and rows whose values change places.
-
-    Categories have a column each; where the value is missing stands the mean of the others. That it
-    is missing is one more column, unless another parameter tells it, as the choice does under which
-    this one exists: all that exist under it would share what is the choice's own.
-    """
-    missing = column.missing
-    block = column.codes[:, None]
+def _ticks(column: Column) -> list[tuple[float, str]]:
+    """A few places and what they are called."""
+    codes = _round_codes(column)
     if column.names:
-        block = (block == np.arange(len(column.names))).astype(float)
-    block = np.where(missing[:, None], block[~missing].mean(axis=0), block)
-    if not missing.any() or any(_tells(other, missing) for other in known.values()):
-        return block, np.flatnonzero(~missing)
-    return np.column_stack([block, missing]), np.arange(len(missing))
+        words = [column.names[int(code)] for code in codes]
+    else:
+        words = [f"{code:.7g}" for code in (10**codes if column.log else codes)]
+    ticks = list(zip(column.places(codes), words, strict=True))
+    return [*ticks, (_BELOW, "not set")] if column.missing.any() else ticks
 
 
-def _tells(other: _Column, missing: np.ndarray) -> bool:
-    """Whether each value of a parameter says if another one is missing; no number drawn freely."""
-    values = np.where(other.missing, np.inf, other.codes)
-    distinct = np.unique(values)
-    return (
-        other.missing.sum() < missing.sum()
-        and len(distinct) <= len(values) // 2
-        and all(len(np.unique(missing[values == value])) == 1 for value in distinct)
-    )
+def _round_codes(column: Column) -> np.ndarray:
+    """Those that are short to say; of a few options all."""
+    from matplotlib.ticker import MaxNLocator
 
-
-def _scored(trials: Sequence[Tried]) -> list[Tried]:
-    return [t for t in trials if t.score is not None and math.isfinite(t.score)]
-
-
-def _columns(trials: Sequence[Tried]) -> dict[str, _Column]:
-    """What scored trials tried, by parameter."""
-    scored = _scored(trials)
-    keys = dict.fromkeys(key for trial in scored for key in trial.values)
-    return {key: _Column.of([t.values.get(key, _MISSING) for t in scored], True) for key in keys}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    codes = column.distinct
+    low, high = codes[[0, -1]]
+    if column.names:
+        return codes[:: math.ceil(len(codes) / _NAMED)]
+    if low == high:
+        return codes
+    if len(codes) < 6 and np.diff(codes).min() > 0.07 * (high - low):
+        figures = 10**codes if column.log else codes
+        if all(f"{figure:.4g}" == f"{figure:.7g}" for figure in figures):
+            return codes  # few, far apart and short: they are options
+    if not column.log:
+        rounded = np.array(MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high))
+    else:
+        decades = np.arange(math.floor(low), math.ceil(high) + 1.0)
+        inside = ((low <= decades) & (decades <= high)).sum()
+        steps = [1] if inside > 3 else [1, 3] if inside > 1 else [1, 2, 5]
+        rounded = np.add.outer(decades[:: math.ceil(len(decades) / 6)], np.log10(steps)).ravel()
+    slack = 1e-9 * (high - low)  # 3 * 0.1 is more than 0.3
+    return rounded[(low - slack <= rounded) & (rounded <= high + slack)]
 
 
 def _text(text: str, length: int) -> str:

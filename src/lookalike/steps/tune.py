@@ -21,7 +21,7 @@ from lookalike.config import VectorsData
 from lookalike.errors import ConfigError
 from lookalike.steps import search_pictures
 from lookalike.steps.context import Context, Result, Skipped
-from lookalike.steps.search_pictures import Tried
+from lookalike.steps.trials import Tried
 from lookalike.tracking import Run, flat
 
 if TYPE_CHECKING:
