@@ -20,18 +20,21 @@ from lookalike.planning import BatchShape
 SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
 
 
-def clothes(count: int | None, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+def clothes(
+    count: int | None, part: str = "train", sample: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Images of Fashion-MNIST where it is at hand, else of the sample.
 
     Args:
         count: the first so many, repeated where there are fewer; None: all of them, once.
         part: 'train' or 't10k', as its files are named.
+        sample: of the sample in any case.
 
     Returns:
         uint8 (count, 28, 28) and their classes, int32 (count,).
     """
     found = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
-    source = found if found.is_dir() else SAMPLE
+    source = found if found.is_dir() and not sample else SAMPLE
     pixels, labels = (
         idx.parse((source / name).read_bytes(), kind, name)
         for name, kind in (

@@ -8,12 +8,15 @@ SparkTrials in one-threaded processes.
 - slots: one search of 6 equal trials, one at a time and two at a time, in turns;
 - overhead: of the searches one at a time, the seconds between the end of a trial and the beginning
   of the next, as the share that they would be of trials of a minute;
-- learning: searches of 12 trials of equal steps, by TPE and at random, from equal seeds.
+- learning: searches of 12 trials of equal steps, by TPE and at random, from equal seeds;
+- recipe: `train` of conf/demo.yaml on the shipped sample, with its own values and with those that
+  its own search found, in one process: the test images among the training images.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,9 +26,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from _figures import Figures, asked
+import numpy as np
+from _figures import Figures, asked, in_process
 from _snapshots import clothes, write_snapshot
 
+from lookalike import config, metrics
 from lookalike.config import Spark, Train, Tune
 from lookalike.images import Preprocessing
 from lookalike.lake.session import close_session, open_session, preloaded
@@ -33,6 +38,7 @@ from lookalike.model import tune
 from lookalike.model.tune import Trial, Work
 from lookalike.planning import BatchShape
 
+RECIPE = Path(__file__).parents[1] / "conf" / "demo.yaml"
 BATCH = BatchShape(10, 8)
 HELD_OUT = 1_000
 SPACE = {
@@ -56,12 +62,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60, help="of a trial that is scored")
+    parser.add_argument("--one", nargs=3, metavar=("SNAPSHOT", "TRAIN", "SEED"), help="in here")
     given = parser.parse_args()
+    if given.one:
+        uri, train, seed = given.one
+        print(json.dumps(_tested(uri, Train.model_validate_json(train), int(seed))))
+        return
     spark = open_session(Spark(master="local[2]"), "benchmark")
     try:
         with tempfile.TemporaryDirectory() as folder, preloaded(spark, tune.PRELOADED):
-            uri = _write(Path(folder), given.items)
+            uri = _write(Path(folder) / "snapshot", given.items)
             figures = _measured(spark, uri, given)
+            _recipe(spark, Path(folder) / "sample", given.seeds, figures)
     finally:
         close_session(spark)
     figures.show(given.json)
@@ -96,6 +108,44 @@ def _measured(spark: Any, uri: str, given: argparse.Namespace) -> Figures:
     wins = sum(a > b for a, b in zip(found["tpe"], found["random"], strict=True))
     figures.add(f"seeds of {given.seeds} that TPE is better with", wins, better="higher")
     return figures
+
+
+def _recipe(spark: Any, folder: Path, seeds: int, figures: Figures) -> None:
+    recipe = config.load(RECIPE)
+    train = recipe.train.model_copy(update={"ranks": 1})
+    pixels, labels = clothes(None, sample=True)
+    write_snapshot(
+        folder, [image.tobytes() for image in pixels], labels, Preprocessing(28, 1), train.batch,
+        "raw", held_out=HELD_OUT,
+    )  # fmt: skip
+    found: dict[str, list[dict[str, float]]] = {"its own values": [], "the search's": []}
+    for seed in range(seeds):
+        alone = train.model_copy(update={"threads": 1})
+        best = tune.best(tune.search(spark, Work(str(folder), alone, recipe.tune, seed), _nobody))
+        tried = (train, config.with_values(train, best.values))
+        for scores, values in zip(found.values(), tried, strict=True):
+            arguments = str(folder), values.model_dump_json(), str(seed)
+            scores.append(in_process(__file__, "--one", *arguments))
+    for name in ("MAP@R", "P@1"):
+        for which, scores in found.items():
+            values = [score[name] for score in scores]
+            spread = float(np.ptp(values) / 2)
+            figures.add(f"demo, {which}: {name}", mean(values), better="higher", spread=spread)
+
+
+def _tested(uri: str, train: Train, seed: int) -> dict[str, float]:
+    from lookalike.model import fit, process
+    from lookalike.model.ranks import Ranks
+    from lookalike.model.snapshot import Snapshot
+
+    process.set_up(train)
+    network = fit.fit(Snapshot.open(uri), train, seed, Ranks()).network
+    (queries, asked_for), (gallery, labels) = (clothes(None, part, sample=True)
+                                               for part in ("t10k", "train"))  # fmt: skip
+    vectors = [network.predict(x[..., np.newaxis], batch_size=500, verbose=0)
+               for x in (queries, gallery)]  # fmt: skip
+    scores = metrics.exact_scores(vectors[0], asked_for, vectors[1], labels)
+    return {"MAP@R": scores.map_at_r, "P@1": scores.p_at_1}
 
 
 def _work(uri: str, **values: Any) -> Work:

@@ -169,7 +169,10 @@ def commit(
             "input": specification.input,
             "fingerprint": fingerprint(graph, specification),
             "made_from": made_from,
-            "versions": {p: version(p) for p in ("pillow", "onnxruntime", "numpy")},
+            "versions": {
+                package: version(package)
+                for package in ("pillow", "simplejpeg", "onnxruntime", "numpy")
+            },
         }
         return artifacts.commit(root, KIND, folder, meta)
 

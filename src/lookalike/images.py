@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from lookalike.errors import ImageError
 
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded; a header that promises more is refused unread."""
+
+_TURBO = {"L": "GRAY", "RGB": "RGB"}
+"""Modes of JPEG files that libjpeg-turbo decodes into an array, and its names of them."""
 
 SUPPORTED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -150,9 +155,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _upright(data: bytes) -> Image.Image:
-    image = _open(data)
+    file = _open(data)
     try:
-        image.load()
+        image = _decoded(data, file)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip
             high = np.asarray(image, dtype=np.int64) // 256
@@ -164,10 +169,26 @@ def _upright(data: bytes) -> Image.Image:
     except Exception as error:  # as above: damaged files fail in many ways
         raise ImageError(
             "damaged",
-            f"the {image.format or ''} image of {len(data):,} bytes breaks off or is damaged "
+            f"the {file.format or ''} image of {len(data):,} bytes breaks off or is damaged "
             f"({error})",
             remedy="Replace the file",
         ) from error
+    return image
+
+
+def _decoded(data: bytes, image: Image.Image) -> Image.Image:
+    """An opened file with its pixels read.
+
+    Pillow's own reading of JPEG gives the same pixels, of the same library, in thrice the time.
+    """
+    colours = _TURBO.get(image.mode)
+    if image.format in ("JPEG", "MPO") and colours is not None:
+        with suppress(ValueError):  # what is damaged Pillow reads as far as can be, or tells of
+            pixels = simplejpeg.decode_jpeg(data, colours)
+            found = Image.fromarray(pixels[:, :, 0] if colours == "GRAY" else pixels)
+            found.info = image.info  # its orientation among it
+            return found
+    image.load()
     return image
 
 

@@ -132,7 +132,7 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         contents = outcome = None
         if found.read:
             contents = keep(_examined(source.read(wanted), source.media, rules))
-            outcome = keep(_outcome(wanted, contents))
+            outcome = keep(_outcome(wanted, contents, found.read))
         loaded = _Load(tables, changes, found, contents, outcome)
         good, bad, mended = loaded.counts()
         if bad + found.known > rules.max_reject_share * found.seen:
@@ -142,7 +142,9 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         pruned = _prune(tables, source, changes.select("item_id")) if prune else 0
         used, rejected = found.same, found.known
         if changed or bad:  # counted where they came to lie, not inferred
-            used, rejected = _counted(tables, changes)
+            moved = changes.where("change NOT IN ('same', 'known')")
+            new_used, new_rejected = _counted(tables, moved, found.moved)
+            used, rejected = used + new_used, rejected + new_rejected
         return Loaded(found.seen, used, rejected, found.read, changed, found.taken, pruned)
 
 
@@ -158,6 +160,11 @@ class _Found:
     rejected: int
     mended: int
     taken: int
+
+    @property
+    def moved(self) -> int:
+        """Items that do not stay as they were."""
+        return self.seen - self.same - self.known
 
 
 @dataclass(frozen=True)
@@ -370,9 +377,9 @@ def _examine(data: bytes | None, phash: bool, limit: int) -> tuple[object, ...]:
     return (sha256, found.media, found.width, found.height, found.phash, None, None)
 
 
-def _outcome(wanted: DataFrame, contents: DataFrame) -> DataFrame:
+def _outcome(wanted: DataFrame, contents: DataFrame, count: int) -> DataFrame:
     """The wanted rows with the sha256 of their content, or the reason why there is none."""
-    read = contents.select("item_id", "sha256", "reason", "detail")
+    read = sent(contents.select("item_id", "sha256", "reason", "detail"), count)
     unread = F.col("sha256").isNull() & F.col("reason").isNull()
     return (
         wanted.drop("sha256", "reason", "detail")
@@ -408,13 +415,16 @@ def _prune(tables: Tables, source: Source, ids: DataFrame) -> int:
     return pruned
 
 
-def _counted(tables: Tables, changes: DataFrame) -> tuple[int, int]:
+def _counted(tables: Tables, moved: DataFrame, count: int) -> tuple[int, int]:
+    """How many of these are in the tables of items and of rejects."""
     keys = ["item_id", "source", "source_version"]
-    items = tables.read("items").select(*keys, F.lit(True).alias("there"))
+    # Of a table much larger than these, nothing is sent about.
+    items = tables.read("items").join(sent(moved.select(*keys), count), keys, "left_semi")
+    items = items.select(*keys, F.lit(True).alias("there"))
     rejects = tables.read("rejects").select("item_id", F.lit(True).alias("rejected"))
     used = F.col("there").isNotNull() & F.col("reason").isNull()
     row = (
-        changes.join(items, keys, "left")
+        moved.join(items, keys, "left")
         .join(rejects, "item_id", "left")
         .agg(F.count_if(used), F.count_if(~used & F.col("rejected").isNotNull()))
         .first()

@@ -30,6 +30,7 @@ REQUIREMENTS: Final = (
     "faiss-cpu",
     "pyarrow",
     "pillow",
+    "simplejpeg",
     "numpy",
 )
 """What a release runs on, each pinned to the version that it was made with."""
