@@ -123,8 +123,8 @@ def _recipe(spark: Any, folder: Path, seeds: int, figures: Figures) -> None:
         alone = train.model_copy(update={"threads": 1})
         best = tune.best(tune.search(spark, Work(str(folder), alone, recipe.tune, seed), _nobody))
         tried = (train, config.with_values(train, best.values))
-        for scores, values in zip(found.values(), tried, strict=True):
-            arguments = str(folder), values.model_dump_json(), str(seed)
+        for scores, with_these in zip(found.values(), tried, strict=True):
+            arguments = str(folder), with_these.model_dump_json(), str(seed)
             scores.append(in_process(__file__, "--one", *arguments))
     for name in ("MAP@R", "P@1"):
         for which, scores in found.items():
