@@ -180,6 +180,24 @@ def test_synchronised_normalisation_changes_nothing_in_use() -> None:
     assert export.to_onnx(synchronised, SMALL)  # which compares the graph's vectors
 
 
+def test_an_image_and_its_mirror_image_get_one_vector() -> None:
+    from lookalike.model import export, networks
+
+    plain = made("compact_resnet")
+    images = images_of(SMALL)
+    mirrored = images[:, :, ::-1]
+    plain(images, training=True)
+    both = networks.with_mirror(plain)
+    found = both(images, training=False).numpy()
+    total = plain(images, training=False).numpy() + plain(mirrored, training=False).numpy()
+    expected = total / np.linalg.norm(total, axis=1, keepdims=True)
+    assert np.abs(found - expected).max() < 1e-6
+    assert np.abs(both(mirrored, training=False).numpy() - found).max() < 1e-6
+    assert [w.name for w in both.weights] == [w.name for w in plain.weights]
+    assert export.weights(both) == export.weights(plain)
+    assert export.to_onnx(both, SMALL)  # which compares the graph's vectors
+
+
 def committed(root: Path, network: Any, weights: bool = True) -> str:
     from lookalike.model import export
 
@@ -196,7 +214,7 @@ def test_weights_come_back_from_an_encoder(tmp_path: Path) -> None:
     first(images_of(SMALL), training=True)  # moves the statistics too
     uri = committed(tmp_path, first)
     second = made("compact_resnet", seed=1)
-    assert networks.start_from(second, uri) == (30, 30)
+    assert networks.start_from(second, uri) == (40, 40)
     for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
         assert np.array_equal(one, other)
 
@@ -222,7 +240,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     uri = committed(tmp_path, cnn)
     resnet = made("compact_resnet")
     before = resnet.get_weights()
-    with pytest.raises(ConfigError, match=r"'compact_resnet' has 30 weights.* has 6") as raised:
+    with pytest.raises(ConfigError, match=r"'compact_resnet' has 40 weights.* has 6") as raised:
         networks.start_from(resnet, uri)
     assert uri in str(raised.value)
     assert all(np.array_equal(a, b) for a, b in zip(before, resnet.get_weights(), strict=True))

@@ -23,3 +23,21 @@ def test_the_learning_rate_warms_up_and_falls_by_a_cosine(
     expected[62] = top * (1 + math.cos(math.pi * 37 / 75)) / 2
     for step, value in expected.items():
         assert float(rate(step)) == pytest.approx(value, abs=1e-7)
+
+
+def test_descent_has_nesterovs_momentum_and_decays_weights_apart() -> None:
+    from lookalike.model import optimizer
+
+    import tensorflow as tf  # isort: skip  # after what says which Keras
+
+    train = Train(optimizer="sgd", learning_rate=0.1, warmup=0.0, weight_decay=0.01)
+    weight = tf.Variable(2.0)
+    descent = optimizer.make(train, tf.Variable(4.0), 1)
+    descent.build([weight])
+    expected, speed = 2.0, 0.0
+    for step, gradient in enumerate([1.0, -3.0, 0.5]):
+        descent.apply_gradients([(tf.constant(gradient), weight)])
+        rate = 0.1 * (1 + math.cos(math.pi * step / 4)) / 2
+        speed = 0.9 * speed - rate * gradient
+        expected = expected * (1 - 0.01 * rate) + 0.9 * speed - rate * gradient
+        assert float(weight) == pytest.approx(expected, rel=1e-5)

@@ -16,14 +16,17 @@ from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 
-def test_fit_learns_and_its_graph_gives_the_same_vectors(make_snapshot, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_fit_learns_and_its_graph_gives_the_same_vectors(
+    make_snapshot: Callable[..., str], tmp_path: Path, mirrored: bool
+) -> None:
     from lookalike.model import export, fit, progress
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
     train = Train(
         network="simple_cnn", embedding_size=8, classes_per_batch=5, images_per_class=4,
-        epochs=6, learning_rate=0.005, augment=Augment(flip=True),
+        epochs=6, learning_rate=0.005, augment=Augment(flip=True), mirrored=mirrored,
     )  # fmt: skip
     steps: list[tuple[int, int]] = []
 
@@ -45,6 +48,8 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(make_snapshot, tmp_path
     pixels, _ = snapshot.validation()
     files = [encode_png(image[:, :, 0]) for image in pixels]
     assert np.abs(opened.encode(files) - fitted.after).max() <= 1e-5
+    turned = [encode_png(image[:, ::-1, 0]) for image in pixels]
+    assert (np.abs(opened.encode(turned) - fitted.after).max() <= 1e-5) == mirrored
     # One at a time or many at once: the same vectors.
     singles = np.concatenate([opened.encode([file]) for file in files[:20]])
     assert np.abs(singles - opened.encode(files[:20])).max() <= 1e-6
@@ -69,7 +74,13 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize(
-    "values", [{}, EVERYTHING, {"precision": "mixed_float16", "loss": {"name": "triplet"}}]
+    "values",
+    [
+        {},
+        EVERYTHING,
+        {"precision": "mixed_float16", "loss": {"name": "triplet"}},
+        {"optimizer": "sgd", "learning_rate": 0.05},
+    ],
 )
 def test_going_on_from_a_checkpoint_ends_alike(
     make_snapshot: Callable[..., str], tmp_path: Path, values: dict[str, object]

@@ -37,6 +37,11 @@ class Train(Model):
     init_from: str | None = Field(
         None, description="folder or URI of an encoder whose weights training starts from"
     )
+    mirrored: bool = Field(
+        False,
+        description="a vector is the mean of those of an image and its mirror image; twice the "
+        "work to encode",
+    )
     embedding_size: Annotated[int, Field(ge=2, le=4096)] = 128
     classes_per_batch: Annotated[int, Field(ge=2)] = 8
     images_per_class: Annotated[int, Field(ge=2)] = 8
@@ -46,6 +51,11 @@ class Train(Model):
     epochs: Positive = 10
     patience: Positive | None = Field(
         None, description="epochs without a better validation MAP@R after which training ends"
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw",
+        description="sgd: with Nesterov's momentum of 0.9; wants a learning_rate about 40 times as "
+        "high, and as much less weight_decay",
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.003
     rank_scaling: Literal["none", "sqrt", "linear"] = Field(

@@ -123,7 +123,7 @@ class _Training:
         self.state = tf.train.Checkpoint(
             network=self.network, optimizer=self.optimizer, objective=self.objective
         )
-        self.encode = validation.forward(self.network)
+        self.encode = validation.forward(self._encoder())
         self.place = Place()
         self.cache: Path | None = None
         self.best: list[np.ndarray] = []
@@ -161,9 +161,13 @@ class _Training:
             tf.keras.mixed_precision.set_global_policy("float32")
             trained, self.network = self.network, self._network()
             self.network.set_weights(trained.get_weights())
-            self.encode = validation.forward(self.network)
+            self.encode = validation.forward(self._encoder())
         after = self._vectors(pixels)
-        return Fitted(self.network, tuple(curve), best, before, after, classes)
+        return Fitted(self._encoder(), tuple(curve), best, before, after, classes)
+
+    def _encoder(self) -> tf.keras.Model:
+        """What makes vectors once it is trained; its weights are the network's."""
+        return networks.with_mirror(self.network) if self.train.mirrored else self.network
 
     def _network(self) -> tf.keras.Model:
         train = self.train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from lookalike.config import Train
 from lookalike.model.losses import Objective
 from lookalike.model.ranks import Ranks
 
+_MOMENTUM = 0.9
 _GROWTH = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
@@ -38,7 +40,9 @@ class _Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
 
 def make(train: Train, planned: tf.Variable, ranks: int) -> tf.keras.optimizers.Optimizer:
-    """AdamW, with what `train` says of it.
+    """AdamW (Loshchilov & Hutter 2019), or stochastic gradient descent with Nesterov's momentum.
+
+    Both take the decay of the weights apart from the gradient.
 
     Args:
         train: see `Train`.
@@ -47,7 +51,11 @@ def make(train: Train, planned: tf.Variable, ranks: int) -> tf.keras.optimizers.
     """
     rate = train.learning_rate * ranks ** _GROWTH[train.rank_scaling]
     schedule = _Schedule(rate, train.warmup, planned)
-    optimizer = tf.keras.optimizers.AdamW(
+    kinds = {
+        "adamw": tf.keras.optimizers.AdamW,
+        "sgd": partial(tf.keras.optimizers.SGD, momentum=_MOMENTUM, nesterov=True),
+    }
+    optimizer = kinds[train.optimizer](
         schedule,
         weight_decay=train.weight_decay,
         global_clipnorm=train.clip_norm,
