@@ -182,16 +182,16 @@ def _unit(x: tf.Tensor) -> tf.Tensor:
 
 
 def _compact_resnet(x: tf.Tensor, dim: int) -> tf.Tensor:
-    """Seven convolutions, four of them in residual pairs; 229k weights at 28 x 28 and dim 128.
+    """Eight convolutions, six of them in residual pairs; 205k weights at 28 x 28 and dim 128.
 
     The first convolution sees every pixel, for a fabric is told by its finest lines. Flattened,
     not pooled: where something is in the picture tells garments apart. Inputs above about 32
     pixels are halved until the flattened part is of that size too.
     """
-    x = layers.MaxPooling2D(2)(_convolved(x, 24, 3))
+    x = layers.MaxPooling2D(2)(_convolved(x, 32, 3))
     while x.shape[1] > 16:
-        x = _convolved(x, 24, 3, strides=2)
-    x = layers.MaxPooling2D(2)(_residual(_convolved(x, 48, 3)))
+        x = _convolved(x, 32, 3, strides=2)
+    x = layers.MaxPooling2D(2)(_residual(_residual(x)))
     x = layers.MaxPooling2D(2)(_residual(_convolved(x, 64, 3)))
     x = layers.Dense(dim, use_bias=False)(layers.Flatten()(x))
     return layers.BatchNormalization(momentum=0.9, dtype="float32")(x)
