@@ -59,8 +59,12 @@ class Release:
     meta: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> Release:
+    def open(cls, folder: Path, threads: int | None = None) -> Release:
         """Open a release.
+
+        Args:
+            folder: of the release.
+            threads: that a search takes; None for as many as faiss takes.
 
         Raises:
             ArtifactError: missing, damaged, or of parts that do not belong together.
@@ -68,7 +72,7 @@ class Release:
         meta = artifacts.open_artifact(str(folder), KIND).meta
         opened = cls(
             Encoder.open(str(folder / "encoder")),
-            Index.open(str(folder / "index"), meta["index"]),
+            Index.open(str(folder / "index"), meta["index"], threads),
             meta,
         )
         if not opened.encoder.fingerprint == opened.index.encoder == meta["encoder"]:

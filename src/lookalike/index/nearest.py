@@ -1,0 +1,108 @@
+"""Exactly as many neighbours as were asked for: searching one part, wider where a filter is narrow.
+
+An approximate search stops when it has looked at enough rows, whether they may be found or not.
+So it looks the harder the fewer may be; what still lacks neighbours looks harder yet; and where
+comparing with every row that may be found takes less than that, this is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import faiss
+import numpy as np
+
+from lookalike.index.kinds import Found, Vectors, Within, apart_from, nearest_of
+from lookalike.index.metric import bound, code_of, distances
+from lookalike.index.rows import Rows
+
+_CHUNK: Final = 2**16  # vectors compared with at a time
+_WIDER: Final = 4
+_COPIED: Final = 0.5
+"""What fetching a vector takes, in distances computed along a graph; queries share it."""
+_IN_ORDER: Final = 0.25
+"""What a distance takes where vectors lie side by side."""
+
+
+def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
+    """The `k` nearest of some rows, or all of them where there are fewer.
+
+    Args:
+        vectors: of a part.
+        queries: float32 (n, dim), `prepared`.
+        k: at least 1.
+        rows: which may be found.
+        effort: see `Plan.effort`; for all rows.
+
+    Returns:
+        (n, min(k, rows.count)) distances and rows, none of them -1.
+    """
+    k = min(k, rows.count)
+    near = np.empty((len(queries), k), np.float32)
+    found = np.empty((len(queries), k), np.int64)
+    waiting = np.arange(len(queries))
+    wide = max(1.0, effort / max(rows.share, 1e-9))
+    while k and len(waiting):
+        every = rows.count * (_COPIED / len(waiting) + _IN_ORDER)
+        if vectors.work(k, rows, int(np.ceil(wide))) >= every:
+            near[waiting], found[waiting] = exact(vectors, queries[waiting], k, rows)
+            break
+        some = queries if len(waiting) == len(queries) else queries[waiting]
+        some_near, some_found = vectors.search(some, k, rows, int(np.ceil(wide)))
+        near[waiting], found[waiting] = some_near, some_found
+        waiting = waiting[(some_found < 0).any(axis=1)]
+        wide *= _WIDER
+    return near, found
+
+
+def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
+    """As `search`, by comparing with every row that may be found."""
+    k = min(k, rows.count)
+    near = np.empty((len(queries), 0), np.float32)
+    found = np.empty((len(queries), 0), np.int64)
+    code = code_of(vectors.metric)
+    for numbers, some in _chunks(vectors, rows):
+        values, places = faiss.knn(queries, some, min(k, len(some)), metric=code)
+        near = np.concatenate([near, distances(values, vectors.metric)], axis=1)
+        found = np.concatenate([found, numbers[places]], axis=1)
+        near, found = nearest_of(near, found, k)
+    if vectors.metric == "l2":
+        near, found = nearest_of(apart_from(vectors, queries, found), found, k)
+    return near, found
+
+
+def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> Within:
+    """All of some rows that are at most so far away, in any order."""
+    own = vectors.within(queries, radius, rows) if rows.count else None
+    if own is not None:
+        return own
+    sizes = np.zeros(len(queries), np.int64)
+    near, found, owners = [], [], []
+    for numbers, some in _chunks(vectors, rows):
+        flat = faiss.IndexFlat(some.shape[1], code_of(vectors.metric))
+        flat.add(np.ascontiguousarray(some))
+        for begin in range(0, len(queries), 16):  # as `kinds` does
+            few = np.ascontiguousarray(queries[begin : begin + 16])
+            limits, values, places = flat.range_search(few, bound(radius, vectors.metric))
+            counts = np.diff(limits.astype(np.int64))
+            sizes[begin : begin + len(few)] += counts
+            owners.append(np.repeat(np.arange(begin, begin + len(few)), counts))
+            near.append(distances(values, vectors.metric))
+            found.append(numbers[places])
+    limits = np.concatenate([[0], np.cumsum(sizes)])
+    if not found:
+        return limits, np.empty(0, np.float32), np.empty(0, np.int64)
+    order = np.argsort(np.concatenate(owners), kind="stable")
+    return limits, np.concatenate(near)[order], np.concatenate(found)[order]
+
+
+def _chunks(vectors: Vectors, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers that may be found, with their vectors: those side by side without a copy."""
+    for begin in range(0, rows.count, _CHUNK):
+        if rows.whole:
+            numbers = np.arange(begin, min(begin + _CHUNK, rows.total))
+            yield numbers, vectors.take(slice(begin, begin + len(numbers)))
+        else:
+            numbers = rows.numbers[begin : begin + _CHUNK]
+            yield numbers, vectors.take(numbers)
