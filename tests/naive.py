@@ -68,7 +68,5 @@ def indexed(naive: Naive, folder: Path, plan: Plan | Wishes, **more: Any) -> Ind
     rows = sorted(naive.items.items())
     batches = [batch_of(rows[begin : begin + 500]) for begin in range(0, len(rows), 500)]
     dim = len(rows[0][1].vector)
-    made = build(
-        str(folder), batches, dim, plan, {"encoder": ENCODER}, metric=naive.metric, **more
-    )
+    made = build(str(folder), batches, dim, plan, {"encoder": ENCODER}, metric=naive.metric, **more)
     return Index.open(str(folder), made.name, threads=1)

@@ -1,9 +1,9 @@
 """Artefacts: versioned folders that either are whole or are not there.
 
 An artefact is built aside on the local disk, copied to a NEW folder and becomes one by its
-`manifest.json`, which is written last and holds a sha256 of each file, and of itself. Nothing is renamed and
-nothing overwritten, so this holds on object stores too. A folder without a manifest is what a
-killed step left behind; nobody reads it.
+`manifest.json`, which is written last and holds a sha256 of each file, and of itself. Nothing is
+renamed and nothing overwritten, so this holds on object stores too. A folder without a manifest is
+what a killed step left behind; nobody reads it.
 """
 
 from __future__ import annotations

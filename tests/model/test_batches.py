@@ -10,7 +10,6 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-
 from support import write_manifest
 
 from lookalike.errors import ArtifactError, ConfigError, DataError

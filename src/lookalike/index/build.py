@@ -34,7 +34,7 @@ PART: Final = "index-part"
 VERSION: Final = "index"
 TOMBSTONES_FILE: Final = "tombstones.arrow"
 OF_VERSION: Final = (
-    "parts", "digests", "tombstones", "count", "dim", "metric", "plan", "versions"
+    "parts", "digests", "tombstones", "count", "dim", "metric", "plan", "recall", "versions"
 )  # fmt: skip
 """What a version's meta says of itself; the rest is what it was made from."""
 _SEED = 17
@@ -103,8 +103,9 @@ def build(
                 chosen.write(empty / PLAN_FILE)
                 if draw is not None:
                     draw(chosen.told(), empty)
-            version_of = Version([part], plan, metric, dim, made_from)
-            return version_of.commit(root, empty, np.empty((0, 2), np.int64))
+            recall = chosen.measured.get("recall") if chosen is not None else None
+            made = Version([part], plan, metric, dim, made_from, recall)
+            return made.commit(root, empty, np.empty((0, 2), np.int64))
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Version:
         metric: of the distances.
         dim: length of a vector.
         made_from: `encoder` (fingerprint) and versions of tables; JSON values.
+        recall: of held-out vectors, when the base was built; None where it was not measured.
     """
 
     parts: Sequence[Artifact]
@@ -124,6 +126,7 @@ class Version:
     metric: Metric
     dim: int
     made_from: dict[str, Any]
+    recall: float | None = None
 
     def commit(self, root: str, folder: Path, dead: np.ndarray) -> Artifact:
         """Commit the version with the files of a folder.
@@ -134,13 +137,6 @@ class Version:
             dead: int64 (n, 2), part and row of each tombstone.
         """
         count = sum(part.meta["count"] for part in self.parts) - len(dead)
-        columns = [pa.array(dead[:, 0]), pa.array(dead[:, 1])]
-        batch = pa.record_batch(columns, ["part", "row"])
-        with (
-            pa.OSFile(str(folder / TOMBSTONES_FILE), "wb") as sink,
-            pa.ipc.new_file(sink, batch.schema) as file,
-        ):
-            file.write_batch(batch)
         meta = {
             **self.made_from,
             "parts": [part.name for part in self.parts],
@@ -150,8 +146,18 @@ class Version:
             "dim": self.dim,
             "metric": self.metric,
             "plan": asdict(self.plan),
+            "recall": self.recall,
             "versions": {p: version(p) for p in ("faiss-cpu", "pyarrow")},
         }
+        # The file knows its version: two that changed places, or their manifests, are found out.
+        mark = {"version": artifacts.fingerprint(meta)}
+        columns = [pa.array(dead[:, 0]), pa.array(dead[:, 1])]
+        schema = pa.schema([("part", pa.int64()), ("row", pa.int64())], metadata=mark)
+        with (
+            pa.OSFile(str(folder / TOMBSTONES_FILE), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as file,
+        ):
+            file.write_batch(pa.record_batch(columns, schema=schema))
         return artifacts.commit(artifacts.join(root, "versions"), VERSION, folder, meta)
 
 

@@ -25,6 +25,10 @@ class Buffer(Vectors):
     def count(self) -> int:
         return self._count
 
+    @property
+    def fetching(self) -> float:
+        return 0.5
+
     def add(self, vectors: np.ndarray) -> None:
         need = self._count + len(vectors)
         if need > len(self._array):

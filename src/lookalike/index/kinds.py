@@ -22,8 +22,10 @@ Found = tuple[np.ndarray, np.ndarray]
 Within = tuple[np.ndarray, np.ndarray, np.ndarray]
 """int64 (n + 1,) where each query's begin, float32 distances and int64 rows, in any order."""
 
-_LISTED: Final = 0.1
-"""What it takes to pass over a row that may not be found, in distances computed."""
+IN_ORDER: Final = 0.25
+"""What a distance costs where vectors lie side by side, in distances computed along a graph."""
+_PASSED: Final = 0.02
+"""What passing over a row costs that may not be found."""
 _PAIRWISE = 16  # queries that faiss compares by differences, not by the square's expansion
 _FLOAT16_MAX = 65504.0
 
@@ -44,6 +46,11 @@ class Vectors(ABC):
     @abstractmethod
     def count(self) -> int:
         """How many there are."""
+
+    @property
+    @abstractmethod
+    def fetching(self) -> float:
+        """What `take` costs a row, in distances computed along a graph."""
 
     @abstractmethod
     def add(self, vectors: np.ndarray) -> None:
@@ -66,7 +73,7 @@ class Vectors(ABC):
 
     @abstractmethod
     def work(self, k: int, rows: Rows, effort: int) -> float:
-        """About how many distances a query computes."""
+        """What a query costs, in distances computed along a graph."""
 
     @abstractmethod
     def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
@@ -83,6 +90,10 @@ class Flat(Vectors):
     @property
     def count(self) -> int:
         return int(self.index.ntotal)
+
+    @property
+    def fetching(self) -> float:
+        return 0.5
 
     def add(self, vectors: np.ndarray) -> None:
         self.index.add(vectors)
@@ -106,8 +117,7 @@ class Flat(Vectors):
         return distances(values, self.metric), found
 
     def work(self, k: int, rows: Rows, effort: int) -> float:  # noqa: ARG002
-        # Vectors lie side by side.
-        return 0 if rows.whole else rows.count / 4 + _LISTED / 4 * rows.total
+        return 0 if rows.whole else IN_ORDER * rows.count + _PASSED * rows.total
 
     def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
         return _range(self._storage, queries, radius, self.metric, rows)
@@ -166,6 +176,11 @@ class Cells(Vectors):
     def count(self) -> int:
         return int(self.index.ntotal)
 
+    @property
+    def fetching(self) -> float:
+        # Codes are decoded one by one.
+        return 1.0 if self.originals is not None or self.plan.kind == "ivf_flat" else 4.0
+
     def add(self, vectors: np.ndarray) -> None:
         if self.originals is not None:
             with np.errstate(over="ignore"):
@@ -210,8 +225,8 @@ class Cells(Vectors):
     def work(self, k: int, rows: Rows, effort: int) -> float:
         looked = min(effort / self.plan.nlist, 1)
         again = k * self.plan.rerank if self.originals is not None else 0
-        passed = _LISTED * (rows.total - rows.count)
-        return self.plan.nlist + looked * (rows.count + passed) + again
+        seen = IN_ORDER * rows.count + _PASSED * (rows.total - rows.count)
+        return IN_ORDER * self.plan.nlist + looked * seen + again
 
     def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
         if self.plan.kind == "ivf_flat":
@@ -403,8 +418,8 @@ def _product_quantised(plan: Plan, shown: np.ndarray, code: int) -> faiss.Index:
     quantizer.this.disown()
     index.own_fields = True
     rotation = faiss.OPQMatrix(dim, pieces, turned)
-    rotation.niter = 10
-    rotation.max_train_points = 2**14
+    rotation.niter, rotation.niter_pq_0 = 8, 16
+    rotation.max_train_points = 2**13
     learned = faiss.ProductQuantizer(turned, pieces, 8)
     learned.cp.min_points_per_centroid = 1
     rotation.pq = learned

@@ -13,16 +13,12 @@ from typing import Final
 import faiss
 import numpy as np
 
-from lookalike.index.kinds import Found, Vectors, Within, apart_from, nearest_of
+from lookalike.index.kinds import IN_ORDER, Flat, Found, Vectors, Within, apart_from, nearest_of
 from lookalike.index.metric import bound, code_of, distances
 from lookalike.index.rows import Rows
 
 _CHUNK: Final = 2**16  # vectors compared with at a time
 _WIDER: Final = 4
-_COPIED: Final = 0.5
-"""What fetching a vector takes, in distances computed along a graph; queries share it."""
-_IN_ORDER: Final = 0.25
-"""What a distance takes where vectors lie side by side."""
 
 
 def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
@@ -44,7 +40,9 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
     waiting = np.arange(len(queries))
     wide = max(1.0, effort / max(rows.share, 1e-9))
     while k and len(waiting):
-        every = rows.count * (_COPIED / len(waiting) + _IN_ORDER)
+        # Queries share what is fetched; whole vectors that are all wanted are used where they lie.
+        fetched = 0 if rows.whole and isinstance(vectors, Flat) else vectors.fetching
+        every = rows.count * (fetched / len(waiting) + IN_ORDER)
         if vectors.work(k, rows, int(np.ceil(wide))) >= every:
             near[waiting], found[waiting] = exact(vectors, queries[waiting], k, rows)
             break

@@ -34,7 +34,8 @@ _SAMPLE: Final = 20_000
 _QUARTER: Final = 4
 _QUERIES: Final = 500
 _ALONE: Final = 100  # queries that are timed one by one
-_ROUNDS: Final = 3
+_ROUNDS: Final = 5
+_ALIKE: Final = 1.1
 _CLOSE: Final = 1e-5
 """Relative difference of distances that are taken for equal."""
 _ROUNDING: Final = 1e-6
@@ -207,7 +208,9 @@ def _decide(choice: Choice) -> None:
     good = [t for t in choice.trials if t.verdict == "slower"]
     if not good:
         raise _impossible(choice)
-    good.sort(key=lambda trial: trial.seconds)
+    least = min(trial.seconds for trial in good)
+    # What differs by less than timings do is the same: then the smaller one.
+    good.sort(key=lambda t: (0, t.bytes) if t.seconds <= _ALIKE * least else (1, t.seconds))
     choice.plans += [trial.plan for trial in good]
     place = choice.trials.index(good[0])
     choice.trials[place] = replace(good[0], verdict="chosen")
@@ -247,9 +250,13 @@ def _candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterato
         ],
         "kd_tree": [Plan("kd_tree")] if dim <= 12 and metric != "dot" else [],
     }
+    # Short codes are slow to learn, and seldom found by faster than vectors that have room.
+    flat = Plan("ivf_flat").settled(count, dim, metric).bytes_of(count, dim)
+    roomy = wishes.memory is None or flat * (1 + wishes.growth) <= wishes.memory
+    tried = [kind for kind in wishes.kinds if not roomy or kind != "ivf_pq"] or wishes.kinds
     # One of each kind, then the others of each.
     for turn in range(3):
-        for kind in wishes.kinds:
+        for kind in tried:
             if turn < len(known[kind]):
                 yield known[kind][turn].settled(count, dim, metric)
 

@@ -277,7 +277,8 @@ class Index:
             if len(self._delta) > self._ends[-1]:
                 self._parts.append(self._new_part(source))
                 self._ends.append(len(self._delta))
-            version = Version(self._parts, self.plan, self.metric, self.dim, source)
+            recall = self.meta.get("recall")
+            version = Version(self._parts, self.plan, self.metric, self.dim, source, recall)
             with artifacts.workbench() as folder:
                 made = version.commit(self._root, folder, self._tombstones())
             self.meta = made.meta

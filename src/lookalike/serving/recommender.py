@@ -37,10 +37,10 @@ class Recommender(PythonModel):
     """Similar items by image (base64 with or without a data-URL prefix, or bytes), id or vector.
 
     A row in gives up to k rows out, nearest first: `query` (the row's key, else its number),
-    `rank` from 1, `item_id`, `label`, `distance` (of the index's metric), `similarity` (the probability that the
-    two share a label, by the encoder's calibration; None where it has none). A row that cannot be
-    answered gives one row of rank 0 with `error`, the others are answered. An item is not its own
-    neighbour. A release whose encoder takes vectors answers no image.
+    `rank` from 1, `item_id`, `label`, `distance` (of the index's metric), `similarity` (the
+    probability that the two share a label, by the encoder's calibration; None where it has none).
+    A row that cannot be answered gives one row of rank 0 with `error`, the others are answered. An
+    item is not its own neighbour. A release whose encoder takes vectors answers no image.
     """
 
     _release: Release

@@ -154,7 +154,7 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
                 artifacts={KIND: str(folder)},
                 code_paths=[str(_code(workbench))],
                 signature=_signature(),
-                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+                pip_requirements=_requirements(folder),
             )
         registered = mlflow.register_model(logged.model_uri, name, tags=tags)
     return int(registered.version)
@@ -202,6 +202,12 @@ def load_champion(tracking: Tracking, name: str) -> Any:
     number = need_champion(tracking, name).version
     with tracking.connected():
         return mlflow.pyfunc.load_model(f"models:/{name}/{number}")
+
+
+def _requirements(folder: Path) -> list[str]:
+    tree = Release.open(folder).index.plan.kind == "kd_tree"
+    packages = [*REQUIREMENTS, *(["scikit-learn"] if tree else [])]
+    return [f"{package}=={version(package)}" for package in packages]
 
 
 def _code(folder: Path) -> Path:
