@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +26,11 @@ def context(tmp_path: Path) -> Context:
     conf.write_text(yaml.safe_dump(recipe))
     found = Context(config.load(conf))
     random = np.random.default_rng(0)
-    for _ in range(2):
-        naive = Naive("cosine", {f"item {i:02d}": Item(random.normal(size=4)) for i in range(40)})
-        plan = Plan("ivf_sq8", nlist=2)
-        index = indexed(naive, Path(found.indexes), plan)
+    for label in ("a", "b"):
+        items = {f"item {i:02d}": Item(random.normal(size=4), label) for i in range(40)}
+        index = indexed(Naive("cosine", items), Path(found.indexes), Plan("ivf_sq8", nlist=2))
         index.delete(["item 01"])
-        index.add(["new"], random.normal(size=(1, 4)))
+        index.add([f"new {label}"], random.normal(size=(1, 4)))
         index.commit()
     return found
 
@@ -86,7 +86,7 @@ def test_files_of_two_versions_that_changed_places_are_found(
     context: Context, name: str, root: str
 ) -> None:
     found = sorted(Path(context.indexes, root).glob(f"*/{name}"))
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         mine, theirs = one.read_bytes(), other.read_bytes()
         assert mine != theirs
         one.write_bytes(theirs)
