@@ -35,23 +35,27 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
         (n, min(k, rows.count)) distances and rows, none of them -1.
     """
     k = min(k, rows.count)
-    near = np.empty((len(queries), k), np.float32)
-    found = np.empty((len(queries), k), np.int64)
-    waiting = np.arange(len(queries))
     wide = max(1.0, effort / max(rows.share, 1e-9))
-    while k and len(waiting):
-        # Queries share what is fetched; whole vectors that are all wanted are used where they lie.
-        fetched = 0 if rows.whole and isinstance(vectors, Flat) else vectors.fetching
-        every = rows.count * (fetched / len(waiting) + IN_ORDER)
-        if vectors.work(k, rows, int(np.ceil(wide))) >= every:
-            near[waiting], found[waiting] = exact(vectors, queries[waiting], k, rows)
-            break
-        some = queries if len(waiting) == len(queries) else queries[waiting]
-        some_near, some_found = vectors.search(some, k, rows, int(np.ceil(wide)))
-        near[waiting], found[waiting] = some_near, some_found
-        waiting = waiting[(some_found < 0).any(axis=1)]
+    if not k or _narrow(vectors, len(queries), k, rows, wide):
+        return exact(vectors, queries, k, rows)
+    near, found = vectors.search(queries, k, rows, int(np.ceil(wide)))
+    # What was not found comes last.
+    while len(waiting := np.flatnonzero(found[:, -1] < 0)):
         wide *= _WIDER
+        if _narrow(vectors, len(waiting), k, rows, wide):
+            near[waiting], found[waiting] = exact(vectors, queries[waiting], k, rows)
+        else:
+            effort = int(np.ceil(wide))
+            near[waiting], found[waiting] = vectors.search(queries[waiting], k, rows, effort)
     return near, found
+
+
+def _narrow(vectors: Vectors, queries: int, k: int, rows: Rows, effort: float) -> bool:
+    """Whether comparing with every row that may be found costs less than a search."""
+    # Queries share what is fetched; whole vectors that are all wanted are used where they lie.
+    fetched = 0 if rows.whole and isinstance(vectors, Flat) else vectors.fetching
+    every = rows.count * (fetched / max(queries, 1) + IN_ORDER)
+    return vectors.work(k, rows, int(np.ceil(effort))) >= every
 
 
 def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:

@@ -192,7 +192,7 @@ def choose(spool: Spool, metric: Metric, wishes: Wishes) -> Choice:
         for some in (sample[:: _QUARTER if len(sample) >= _FEW else 1], sample)
     ]
     until = time.monotonic() + wishes.seconds
-    for plan in _candidates(count, dim, metric, wishes):
+    for plan in candidates(count, dim, metric, wishes):
         size = plan.bytes_of(grown, dim)
         if wishes.memory is not None and size > wishes.memory:
             choice.trials.append(Trial(plan, (), size, verdict="memory"))
@@ -236,7 +236,7 @@ def _impossible(choice: Choice) -> ConfigError:
     )
 
 
-def _candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator[Plan]:
+def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator[Plan]:
     """Plans worth a try, likely ones first."""
     root = np.sqrt(count)
     known = {

@@ -32,6 +32,7 @@ from lookalike.index.where import Where, parse, unknown
 _FILTERS = 32
 """Filters that an open index remembers the matches of."""
 _CHUNK = 2**14
+_NO_ROWS = Rows.of(np.zeros(0, bool))
 
 
 class Selection:
@@ -320,7 +321,7 @@ class Index:
             size = len(self._delta)
             alive = self._delta.alive[:size]
             if where is None:
-                return self._alive, Rows.of(alive)
+                return self._alive, Rows.of(alive) if size else _NO_ROWS
             if isinstance(where, str):
                 matching = self._matching(where)
             elif where.index is self:
@@ -421,13 +422,7 @@ class Index:
         """Ids and labels of rows; those of the delta are counted on from the base's."""
         base = len(self._items)
         late = np.flatnonzero(rows >= base)
-        taken = pa.array(np.where(rows < base, rows, 0) if len(late) else rows)
-        if len(late) == len(rows):
-            ids: list[Any] = [None] * len(rows)
-            labels: list[Any] = [None] * len(rows)
-        else:
-            ids = self._items.ids.take(taken).to_pylist()
-            labels = self._items.labels.take(taken).to_pylist()
+        ids, labels = self._items.named(np.where(rows < base, rows, 0) if len(late) else rows)
         for place in late.tolist():
             ids[place] = self._delta.ids[rows[place] - base]
             labels[place] = self._delta.labels[rows[place] - base]
