@@ -148,6 +148,7 @@ def test_what_cannot_be_searched_for_is_refused(index: Index) -> None:
     with pytest.raises(DataError, match="radius = nan"):
         index.within(np.ones((1, DIM)), float("nan"))
     assert len(index.search(np.empty((0, DIM)), 3)) == 0
+    assert len(index.within(np.empty((0, DIM)), 0.5)) == 0
 
 
 def test_codes_alone_take_less_and_say_what_they_cannot(

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ from lookalike.errors import ArtifactError, DataError
 
 ITEMS_FILE: Final = "items.arrow"
 _KEY: Final = "attribute:"
+_ONE_BY_ONE: Final = 50
+"""Rows whose texts are read faster one by one than by a call of Arrow's."""
 _TEXT: Final = pa.dictionary(pa.int32(), pa.string())
 _NUMBER: Final = r"^[+-]?([0-9]{1,200}(\.[0-9]{0,200})?|\.[0-9]{1,200})([eE][+-]?[0-9]{1,2})?$"
 
@@ -48,6 +50,8 @@ class Items:
         self.labels = columns[LABEL]
         self._columns = columns
         self._runs = runs
+        self._id_texts = _Texts(self.ids)
+        self._label_texts = _Texts(self.labels.dictionary)
         # Of a column, what comparing needs beside it; made when a filter first names it.
         self._codes = lru_cache(maxsize=None)(self._codes_of)
         self._numbers = lru_cache(maxsize=None)(self._numbers_of)
@@ -139,19 +143,24 @@ class Items:
     def find(self, item_id: str) -> int | None:
         """The row of an item, or None; by halving each run, so nothing is read but what it asks."""
         for begin, end in self._runs:
-            row = bisect_left(_Texts(self.ids), item_id, begin, end)
-            if row < end and self.ids[row].as_py() == item_id:
+            row = bisect_left(self._id_texts, item_id, begin, end)
+            if row < end and self._id_texts[row] == item_id:
                 return row
         return None
 
     def named(self, rows: np.ndarray) -> tuple[list[str], list[str | None]]:
         """Ids and labels of some rows."""
+        if len(rows) <= _ONE_BY_ONE:
+            ids = [self._id_texts[row] for row in rows.tolist()]
+            codes = self._codes(LABEL)[rows].tolist()
+            texts, none = self._label_texts, len(self._label_texts)
+            return ids, [None if code == none else texts[code] for code in codes]
         taken = pa.array(rows)
         labels = self.labels.dictionary.take(self.labels.indices.take(taken))
-        ids = self.ids.take(taken)
+        found = self.ids.take(taken)
         # By way of numpy, which is many times as fast as Arrow's own way to Python.
         return (
-            ids.to_numpy(zero_copy_only=False).tolist(),
+            found.to_numpy(zero_copy_only=False).tolist(),
             labels.to_numpy(zero_copy_only=False).tolist(),
         )
 
@@ -207,16 +216,20 @@ def column_of(key: str) -> str:
 
 
 class _Texts:
-    """A column as `bisect` wants it."""
+    """A column's texts one by one, read where they lie: Arrow's own calls are made for many."""
 
     def __init__(self, column: pa.Array):
-        self._column = column
+        wide = np.int64 if column.type == pa.large_string() else np.int32
+        _, offsets, data = column.buffers()
+        begin, end = column.offset, column.offset + len(column) + 1
+        self._offsets = np.frombuffer(offsets, wide)[begin:end] if len(column) else np.zeros(1)
+        self._data = memoryview(data if data is not None else b"")
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._offsets) - 1
 
-    def __getitem__(self, row: int) -> Any:
-        return self._column[row].as_py()
+    def __getitem__(self, row: int) -> str:
+        return str(self._data[self._offsets[row] : self._offsets[row + 1]], "utf-8")
 
 
 def ascending(last: str, ids: pa.Array) -> str:

@@ -35,8 +35,10 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
         (n, min(k, rows.count)) distances and rows, none of them -1.
     """
     k = min(k, rows.count)
-    wide = max(1.0, effort / max(rows.share, 1e-9))
-    if not k or _narrow(vectors, len(queries), k, rows, wide):
+    if not k or not len(queries):
+        return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    wide = max(1.0, effort / rows.share)
+    if _narrow(vectors, len(queries), k, rows, wide):
         return exact(vectors, queries, k, rows)
     near, found = vectors.search(queries, k, rows, int(np.ceil(wide)))
     # What was not found comes last.
@@ -54,7 +56,7 @@ def _narrow(vectors: Vectors, queries: int, k: int, rows: Rows, effort: float) -
     """Whether comparing with every row that may be found costs less than a search."""
     # Queries share what is fetched; whole vectors that are all wanted are used where they lie.
     fetched = 0 if rows.whole and isinstance(vectors, Flat) else vectors.fetching
-    every = rows.count * (fetched / max(queries, 1) + IN_ORDER)
+    every = rows.count * (fetched / queries + IN_ORDER)
     return vectors.work(k, rows, int(np.ceil(effort))) >= every
 
 
@@ -76,8 +78,7 @@ def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
 
 def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> Within:
     """All of some rows that are at most so far away, in any order."""
-    own = vectors.within(queries, radius, rows) if rows.count else None
-    if own is not None:
+    if len(queries) and rows.count and (own := vectors.within(queries, radius, rows)) is not None:
         return own
     sizes = np.zeros(len(queries), np.int64)
     near, found, owners = [], [], []
