@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from lookalike import config
+from lookalike.config import Index
 from lookalike.errors import ConfigError
+from lookalike.index import Plan, Wishes
+from lookalike.index.plan import KINDS
 
 RECIPES = sorted((Path(__file__).parents[1] / "conf").glob("*.yaml"))
 DEMO = Path(__file__).parents[1] / "conf" / "demo.yaml"
@@ -53,6 +56,11 @@ def test_shipped_recipes_are_valid_and_open_with_what_they_cost(recipe: Path) ->
         ("tune.budget={}", r"exactly one of epochs, steps and minutes"),
         ("tune.objective=loss", r"tune.objective = 'loss'.*'map_at_r'"),
         ("tune.space={}", r"tune.space names nothing"),
+        ("index.kind=annoy", r"index.kind = 'annoy'.*'auto', 'exact'"),
+        ("index.recall=1.5", r"index.recall = 1.5: .*less than or equal to 1"),
+        ("index.ef_search=50", r"kind = 'auto' does not take ef_search. Allowed .*recall, k, mem"),
+        ("index={kind: hnsw, recall: 0.9}", r"kind = 'hnsw' does not take recall.*ef_search"),
+        ("index={kind: exact, nlist: 9}", r"kind = 'exact' does not take nlist.*nothing"),
         ("warehouse={}", r"'warehouse.tables' is missing"),
     ],
 )
@@ -177,3 +185,13 @@ def test_vectors_are_searched_for_nothing(tmp_path: Path) -> None:
     assert config.load(recipe).data.source == "vectors"
     with pytest.raises(ConfigError, match=r"tune\.space names nothing"):
         config.load(recipe, ["data={source: folder, root: photos}"])
+
+
+def test_the_index_is_what_its_builder_takes() -> None:
+    wishes = Wishes(**Index().parameters)
+    assert wishes == Wishes()
+    for kind in KINDS:
+        assert Plan(**Index(kind=kind).parameters) == Plan(kind)
+    pq = Index(kind="ivf_pq", nlist=50, pq_bytes=8, rerank=0)
+    assert Plan(**pq.parameters) == Plan("ivf_pq", nlist=50, pq_bytes=8, rerank=0)
+    assert set(Index.model_fields["kind"].annotation.__args__) == {"auto", *KINDS}

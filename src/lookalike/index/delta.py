@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lookalike.index.items import Attributes, Items
-from lookalike.index.kinds import Found, Vectors, Within
 from lookalike.index.metric import Metric
 from lookalike.index.plan import Plan
 from lookalike.index.rows import Rows
+from lookalike.index.vectors import Found, Vectors, Within
 
 
 class Buffer(Vectors):
@@ -104,23 +104,3 @@ class Delta:
         """Items of a stretch of rows, as Arrow columns."""
         part = slice(begin, end)
         return Items.of(self.ids[part], self.labels[part], self.attributes[part])
-
-
-class Matching:
-    """The rows of base and delta that a filter matches, alive or not.
-
-    Args:
-        base: rows of the base.
-        delta: bool, of the delta's first rows.
-    """
-
-    def __init__(self, base: Rows, delta: np.ndarray):
-        self.base = base
-        self.delta = delta
-        self._alive: tuple[Rows, Rows] | None = None
-
-    def living(self, alive: Rows) -> Rows:
-        """Those of the base that are alive; worked out once for a state of it."""
-        if self._alive is None or self._alive[0] is not alive:
-            self._alive = (alive, self.base if alive.whole else self.base & alive)
-        return self._alive[1]

@@ -13,9 +13,18 @@ from typing import Final
 import faiss
 import numpy as np
 
-from lookalike.index.kinds import IN_ORDER, Flat, Found, Vectors, Within, apart_from, nearest_of
+from lookalike.index.flat import Flat
 from lookalike.index.metric import bound, code_of, distances
 from lookalike.index.rows import Rows
+from lookalike.index.vectors import (
+    IN_ORDER,
+    PAIRWISE,
+    Found,
+    Vectors,
+    Within,
+    apart_from,
+    nearest_of,
+)
 
 _CHUNK: Final = 2**16  # vectors compared with at a time
 _WIDER: Final = 4
@@ -85,8 +94,8 @@ def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> 
     for numbers, some in _chunks(vectors, rows):
         flat = faiss.IndexFlat(some.shape[1], code_of(vectors.metric))
         flat.add(np.ascontiguousarray(some))
-        for begin in range(0, len(queries), 16):  # as `kinds` does
-            few = np.ascontiguousarray(queries[begin : begin + 16])
+        for begin in range(0, len(queries), PAIRWISE):
+            few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])
             limits, values, places = flat.range_search(few, bound(radius, vectors.metric))
             counts = np.diff(limits.astype(np.int64))
             sizes[begin : begin + len(few)] += counts

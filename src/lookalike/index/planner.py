@@ -239,11 +239,16 @@ def _impossible(choice: Choice) -> ConfigError:
 def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator[Plan]:
     """Plans worth a try, likely ones first."""
     root = np.sqrt(count)
+    flat = Plan("ivf_flat").settled(count, dim, metric).bytes_of(count, dim)
+    roomy = wishes.memory is None or flat * (1 + wishes.growth) <= wishes.memory
     known = {
         "exact": [Plan("exact")],
         "hnsw": [Plan("hnsw", m=16), Plan("hnsw", m=32, ef_construction=200)],
         "ivf_flat": [Plan("ivf_flat", nlist=round(root)), Plan("ivf_flat", nlist=round(4 * root))],
-        "ivf_sq8": [Plan("ivf_sq8", nlist=round(2 * root), rerank=r) for r in (0, 2)],
+        # Codes alone cannot say what is within a radius: only where there is no room for more.
+        "ivf_sq8": [
+            Plan("ivf_sq8", nlist=round(2 * root), rerank=r) for r in ((1, 3) if roomy else (0, 2))
+        ],
         "ivf_pq": [
             Plan("ivf_pq", nlist=round(2 * root), pq_bytes=max(1, dim // per), rerank=r)
             for per, r in ((4, 4), (2, 0), (8, 10))
@@ -251,8 +256,6 @@ def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator
         "kd_tree": [Plan("kd_tree")] if dim <= 12 and metric != "dot" else [],
     }
     # Short codes are slow to learn, and seldom found by faster than vectors that have room.
-    flat = Plan("ivf_flat").settled(count, dim, metric).bytes_of(count, dim)
-    roomy = wishes.memory is None or flat * (1 + wishes.growth) <= wishes.memory
     tried = [kind for kind in wishes.kinds if not roomy or kind != "ivf_pq"] or wishes.kinds
     # One of each kind, then the others of each.
     for turn in range(3):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,17 @@ from lookalike.columns import ATTRIBUTES, ITEM_ID, LABEL, VECTOR
 from lookalike.errors import ConfigError, DataError
 from lookalike.index import nearest
 from lookalike.index.build import OF_VERSION, Version, commit_delta
-from lookalike.index.delta import Delta, Matching
+from lookalike.index.delta import Delta
+from lookalike.index.filters import Filters, Matching
 from lookalike.index.items import Attributes, Items
-from lookalike.index.kinds import Vectors
 from lookalike.index.metric import Metric, finite, prepared
 from lookalike.index.neighbours import Neighbours
 from lookalike.index.plan import Plan
 from lookalike.index.reading import Opened, opened
 from lookalike.index.rows import Rows
 from lookalike.index.spool import using
-from lookalike.index.where import Where, parse, unknown
+from lookalike.index.vectors import Vectors
 
-_FILTERS = 32
-"""Filters that an open index remembers the matches of."""
 _CHUNK = 2**14
 _NO_ROWS = Rows.of(np.zeros(0, bool))
 
@@ -60,7 +57,7 @@ class Index:
         self._delta: Delta = found.delta
         self._ends = found.ends
         self._threads = threads
-        self._filters: OrderedDict[str, tuple[Where, Matching]] = OrderedDict()
+        self._filters = Filters(found.items, found.delta)
         self._lock = threading.RLock()
         self._fetched: tempfile.TemporaryDirectory[str] | None = None
 
@@ -110,7 +107,7 @@ class Index:
     @property
     def keys(self) -> list[str]:
         """Keys that attributes have: the names of filters."""
-        return sorted({*self._items.keys, *self._delta.keys})
+        return sorted(self._filters.keys)
 
     def search(
         self,
@@ -323,29 +320,10 @@ class Index:
             if where is None:
                 return self._alive, Rows.of(alive) if size else _NO_ROWS
             if isinstance(where, str):
-                matching = self._matching(where)
-            elif where.index is self:
-                matching = where.matching
-            else:
+                return self._filters.matching(where).among(self._alive, alive)
+            if where.index is not self:
                 raise DataError("the selection is of another index", remedy="Call `among` of this")
-            matches = np.zeros(size, bool)
-            matches[: len(matching.delta)] = matching.delta
-            return matching.living(self._alive), Rows.of(alive & matches)
-
-    def _matching(self, text: str) -> Matching:
-        where, matching = self._filters.get(text) or (parse(text), None)
-        if where.keys - set(self.keys):
-            raise unknown(where, set(self.keys))
-        if matching is None:
-            matching = Matching(Rows.of(where.matches(self._items)), np.empty(0, bool))
-        if (known := len(matching.delta)) < (size := len(self._delta)):
-            later = where.matches(self._delta.items(known, size))
-            matching.delta = np.concatenate([matching.delta, later])
-        self._filters[text] = (where, matching)
-        self._filters.move_to_end(text)
-        if len(self._filters) > _FILTERS:
-            self._filters.popitem(last=False)
-        return matching
+            return where.matching.among(self._alive, alive)
 
     def _place(self, item_id: str) -> tuple[int, int] | None:
         """Where an item is: 0 for the base or 1 for the delta, and its row."""

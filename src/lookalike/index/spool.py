@@ -14,6 +14,7 @@ from lookalike.index import kinds
 from lookalike.index.kinds import Built
 from lookalike.index.metric import Metric
 from lookalike.index.plan import Plan
+from lookalike.index.vectors import ORIGINALS_FILE
 
 _CHUNK = 2**14
 _TRAINED_ON = 64  # vectors a cell
@@ -58,7 +59,7 @@ def filled(spool: Spool, plan: Plan, metric: Metric, folder: Path, count: int) -
     originals = None
     if plan.keeps_originals:
         originals = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-            folder / kinds.ORIGINALS_FILE, "w+", np.float16, (len(spool), spool.dim)
+            folder / ORIGINALS_FILE, "w+", np.float16, (len(spool), spool.dim)
         )
     sample = spool.sample(max(2**12, _TRAINED_ON * plan.nlist), count)
     vectors = kinds.empty(plan, metric, sample, originals)
