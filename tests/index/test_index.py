@@ -100,6 +100,15 @@ def test_a_search_that_looks_at_little_gives_as_many_as_there_are(
     assert (np.diff(near, axis=1) >= 0).all()
 
 
+def test_recall_holds_for_many_neighbours(
+    index: Index, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    for k in (40, 200):
+        truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+        found = [[n.item_id for n in answer] for answer in index.search(queries, k)]
+        assert recall(found, truth) >= 0.93
+
+
 def test_more_effort_finds_more(index: Index, vectors: np.ndarray, queries: np.ndarray) -> None:
     truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
 

@@ -28,6 +28,8 @@ from lookalike.index.vectors import (
 
 _CHUNK: Final = 2**16  # vectors compared with at a time
 _WIDER: Final = 4
+_NEIGHBOURS: Final = 10
+"""That an effort is meant for."""
 
 
 def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
@@ -38,7 +40,7 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
         queries: float32 (n, dim), `prepared`.
         k: at least 1.
         rows: which may be found.
-        effort: see `Plan.effort`; for all rows.
+        effort: see `Plan.effort`; for 10 neighbours among all rows.
 
     Returns:
         (n, min(k, rows.count)) distances and rows, none of them -1.
@@ -46,7 +48,8 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
     k = min(k, rows.count)
     if not k or not len(queries):
         return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    wide = max(1.0, effort / rows.share)
+    # More neighbours lie farther away.
+    wide = max(1.0, effort / rows.share * max(1.0, k / _NEIGHBOURS) ** 0.5)
     if _narrow(vectors, len(queries), k, rows, wide):
         return exact(vectors, queries, k, rows)
     near, found = vectors.search(queries, k, rows, int(np.ceil(wide)))

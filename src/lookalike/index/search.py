@@ -123,7 +123,8 @@ class Index:
             k: at least 1.
             where: which items may be found: a filter (see `lookalike.index.where`), or those that
                 `among` gave.
-            effort: see `Plan.effort`; None for the plan's.
+            effort: see `Plan.effort`, for 10 neighbours among all items: for more, and among
+                fewer, a search looks harder. None for the plan's.
 
         Raises:
             DataError: vectors of another shape, k below 1, or a filter that is none or names what
