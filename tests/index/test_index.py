@@ -109,6 +109,24 @@ def test_recall_holds_for_many_neighbours(
         assert recall(found, truth) >= 0.93
 
 
+def test_a_harder_question_is_looked_into_harder(
+    index: Index, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    """At an effort that finds most of 10 neighbours among all, but not of more, or among fewer."""
+    effort = {"hnsw": 14}.get(index.plan.kind, 2)
+    third = np.flatnonzero(np.random.default_rng(4).random(COUNT) < 0.35)
+
+    def found(k: int, rows: np.ndarray) -> float:
+        truth = rows[np.argsort(-(queries @ vectors[rows].T), axis=1, kind="stable")[:, :k]]
+        among = index.among([IDS[row] for row in rows])
+        answers = index.search(queries, k, among, effort)
+        return recall([[n.item_id for n in answer] for answer in answers], truth)
+
+    easy = found(10, np.arange(COUNT))
+    assert found(10, third) >= easy - 0.02
+    assert found(150, np.arange(COUNT)) >= easy - 0.05
+
+
 def test_more_effort_finds_more(index: Index, vectors: np.ndarray, queries: np.ndarray) -> None:
     truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
 
