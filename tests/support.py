@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from lookalike import artifacts
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "fashion-mnist-sample"
@@ -98,6 +101,12 @@ def write_recipe(folder: Path, train: int, test: int) -> Path:
     conf = folder / "small.yaml"
     conf.write_text(yaml.safe_dump(recipe))
     return conf
+
+
+def write_manifest(path: Path, raw: dict[str, Any]) -> None:
+    """Write a manifest that says something else, with the hash that it then must hold."""
+    content = {name: value for name, value in raw.items() if name != "sha256"}
+    path.write_text(json.dumps(content | {"sha256": artifacts.fingerprint(content)}))
 
 
 def command(

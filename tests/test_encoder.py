@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import write_manifest
 
 from lookalike import artifacts
 from lookalike import encoder as encoders
@@ -101,6 +102,6 @@ def test_a_manifest_that_says_otherwise_is_refused(
     manifest = Path(uri) / artifacts.MANIFEST
     raw = json.loads(manifest.read_text())
     raw["meta"][key] = value
-    manifest.write_text(json.dumps(raw))
+    write_manifest(manifest, raw)
     with pytest.raises(ArtifactError, match=said):
         Encoder.open(uri)

@@ -284,8 +284,8 @@ def test_a_manifest_that_breaks_off_is_none_and_another_format_is_refused(
     for part in ("", raw[: len(raw) // 2]):
         manifest.write_text(part)
         assert surveyed(str(tmp_path / "x")) == {made.name: None}
-    manifest.write_text(json.dumps(json.loads(raw) | {"format": 2}))
-    with pytest.raises(ArtifactError, match="has format 2"):
+    manifest.write_text(json.dumps(json.loads(raw) | {"format": 3}))
+    with pytest.raises(ArtifactError, match="has format 3"):
         surveyed(str(tmp_path / "x"))
 
 

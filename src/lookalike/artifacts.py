@@ -1,9 +1,9 @@
 """Artefacts: versioned folders that either are whole or are not there.
 
 An artefact is built aside on the local disk, copied to a NEW folder and becomes one by its
-`manifest.json`, which is written last and holds a sha256 of each file. Nothing is renamed and
-nothing overwritten, so this holds on object stores too. A folder without a manifest is what a
-killed step left behind; nobody reads it.
+`manifest.json`, which is written last and holds a sha256 of each file, and of itself. Nothing is
+renamed and nothing overwritten, so this holds on object stores too. A folder without a manifest is
+what a killed step left behind; nobody reads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from pyarrow import fs as arrow_fs
 
 from lookalike.errors import ArtifactError, ConfigError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Manifests of format 1 do not hold their own hash; an index of it has no tombstones."""
 MANIFEST = "manifest.json"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
@@ -57,7 +59,10 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.format > 1:
+            content["sha256"] = fingerprint(content)
+        return json.dumps(content, indent=1, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -333,18 +338,22 @@ def _read_manifest(uri: str, kind: str) -> Manifest:
 
 
 def _interpreted(uri: str, kind: str, raw: Any) -> Manifest:
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    if not isinstance(raw, dict) or raw.get("format") not in READABLE:
         found = raw.get("format") if isinstance(raw, dict) else None
         raise ArtifactError(
             f"{uri} has format {found!r}",
-            allowed=f"format {FORMAT}",
+            allowed=f"format {' or '.join(map(str, READABLE))}",
             remedy="Open it with the version of lookalike that wrote it",
         )
+    if raw["format"] > 1 or "sha256" in raw:
+        content = {name: value for name, value in raw.items() if name != "sha256"}
+        if raw.get("sha256") != fingerprint(content):
+            raise _damaged(uri, f"{MANIFEST} is not the one that was committed")
     if raw.get("kind") != kind:
         raise ArtifactError(f"{uri} is a {raw.get('kind')!r}", allowed=f"a {kind!r}")
     try:
         files = tuple(FileEntry(**entry) for entry in raw["files"])
-        return Manifest(kind, raw["meta"], files, raw["created_at"])
+        return Manifest(kind, raw["meta"], files, raw["created_at"], raw["format"])
     except (KeyError, TypeError) as error:
         raise _damaged(uri, f"{MANIFEST} lacks {error}") from error
 

@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from lookalike import artifacts, config
-from lookalike.errors import ConfigError, LookalikeError
+from lookalike.errors import ArtifactError, ConfigError, LookalikeError
 from lookalike.steps import STEPS
 from lookalike.steps.context import Context, Result
 from lookalike.terminal import Terminal
@@ -332,6 +332,28 @@ def _show_plan(terminal: Terminal, plan: Cleaned) -> None:
 def _age(at: datetime) -> str:
     hours = (datetime.now(UTC) - at).total_seconds() / 3600
     return f"{hours / 24:,.0f} d" if hours >= 48 else f"{hours:.1f} h"
+
+
+@app.command()
+def check(
+    called: typer.Context,
+    conf: Conf,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read every artefact's files, and say which are not as they were committed."""
+    from lookalike.steps import check as step
+
+    terminal: Terminal = called.obj
+    with _opened(terminal, step.STEP, conf, set_, debug) as context:
+        result = _shown(terminal, context, step.STEP, "", lambda: step.run(context))
+    if as_json:
+        terminal.out.print_json(result.model_dump_json())
+    elif result.unfinished:
+        terminal.table("Without a manifest", ("folder",), [(uri,) for uri in result.unfinished])
+    if result.damaged:
+        raise ArtifactError("\n".join(result.damaged))
 
 
 @app.command()

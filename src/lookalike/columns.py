@@ -6,6 +6,7 @@ from typing import Final
 
 ITEM_ID: Final = "item_id"
 LABEL: Final = "label"
+ATTRIBUTES: Final = "attributes"
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"

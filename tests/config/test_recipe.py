@@ -53,6 +53,11 @@ def test_shipped_recipes_are_valid_and_open_with_what_they_cost(recipe: Path) ->
         ("tune.budget={}", r"exactly one of epochs, steps and minutes"),
         ("tune.objective=loss", r"tune.objective = 'loss'.*'map_at_r'"),
         ("tune.space={}", r"tune.space names nothing"),
+        ("index.kind=annoy", r"index.kind = 'annoy'.*'auto', 'exact'"),
+        ("index.recall=1.5", r"index.recall = 1.5: .*less than or equal to 1"),
+        ("index.ef_search=50", r"kind = 'auto' does not take ef_search. Allowed .*recall, k, mem"),
+        ("index={kind: hnsw, recall: 0.9}", r"kind = 'hnsw' does not take recall.*ef_search"),
+        ("index={kind: exact, nlist: 9}", r"kind = 'exact' does not take nlist.*nothing"),
         ("warehouse={}", r"'warehouse.tables' is missing"),
     ],
 )

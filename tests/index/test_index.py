@@ -1,124 +1,294 @@
-"""The index against brute force."""
+"""Building, opening, searching and committing versions."""
 
+from __future__ import annotations
+
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from naive import ENCODER, Item, Naive, batch_of, indexed
+from support import write_manifest
 
-from lookalike.errors import ArtifactError, DataError
+from lookalike.errors import ArtifactError, ConfigError, DataError
 from lookalike.index import Index, Plan, build
-from lookalike.index.search import recall
+from lookalike.index import nearest as searching
+from lookalike.index.plan import CODED, KINDS
+from lookalike.index.rows import Rows
 from lookalike.metrics import unit
 
-ENCODER = "e" * 64
-IDS = [f"item {i:04d} é" for i in range(1000)]
+DIM, COUNT = 16, 4000
+IDS = [f"item {i:04d} é" for i in range(COUNT)]
+SMALL = Plan(nlist=40, nprobe=12, pq_bytes=8, rerank=6, ef_search=60)
 
 
-def batch_of(vectors: np.ndarray, ids: list[str]) -> pa.RecordBatch:
-    labels = [None if i % 7 == 0 else f"class {i % 5}" for i in range(len(ids))]
-    column = pa.array(list(vectors), pa.list_(pa.float32()))
-    return pa.record_batch(
-        [pa.array(ids), pa.array(labels), column], ["item_id", "label", "vector"]
-    )
+def plan_of(kind: str) -> Plan:
+    return Plan(**vars(SMALL) | {"kind": kind})
 
 
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
-    found = unit(np.random.default_rng(0).normal(size=(1000, 16)))
+    """Around 50 centres, so that cells and graphs have something to find."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(50, DIM))[random.integers(50, size=COUNT)]
+    found = unit(centres + 0.5 * random.normal(size=(COUNT, DIM)))
     found[501] = found[500]  # an exact twin
     return found
 
 
-@pytest.fixture(scope="module", params=["exact", "hnsw"])
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    random = np.random.default_rng(0)
+    return unit(random.normal(size=(50, DIM)) + 0.5 * random.normal(size=(50, DIM)))
+
+
+def naive_of(vectors: np.ndarray) -> Naive:
+    def item(i: int) -> Item:
+        label = None if i % 7 == 0 else f"class {i % 5}"
+        return Item(vectors[i], label, {"price": str(i)} if i % 2 else None)
+
+    return Naive("cosine", {IDS[i]: item(i) for i in range(len(vectors))})
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def index(request, vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    root = str(tmp_path_factory.mktemp("index"))
-    batches = (batch_of(vectors[i : i + 300], IDS[i : i + 300]) for i in range(0, 1000, 300))
-    plan = Plan(kind=request.param, ef_search=200)
-    built = build(root, batches, 16, plan, {"encoder": ENCODER})
-    return Index.open(root, built.name)
+    folder = tmp_path_factory.mktemp("index")
+    return indexed(naive_of(vectors), folder, plan_of(request.param))
 
 
-def test_search_is_brute_force(index: Index, vectors: np.ndarray) -> None:
-    queries = unit(np.random.default_rng(1).normal(size=(50, 16)))
+def recall(found: list[list[str]], truth: np.ndarray) -> float:
+    names = [{IDS[row] for row in rows} for rows in truth]
+    return float(np.mean([len(n & set(f)) / len(n) for n, f in zip(names, found, strict=True)]))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.005, 1 / COUNT])
+def test_recall_holds_however_narrow_the_filter(
+    index: Index, vectors: np.ndarray, queries: np.ndarray, share: float
+) -> None:
+    chosen = np.sort(np.random.default_rng(2).permutation(COUNT)[: round(share * COUNT)])
+    among = None if share == 1 else index.among([IDS[row] for row in chosen])
+    order = np.argsort(-(queries @ vectors[chosen].T), axis=1, kind="stable")[:, :10]
+    found = [[n.item_id for n in answer] for answer in index.search(queries, 10, among)]
+    assert all(len(answer) == len(set(answer)) == min(10, len(chosen)) for answer in found)
+    least = 1.0 if index.plan.kind in ("exact", "kd_tree") else 0.93
+    assert recall(found, chosen[order]) >= least
+
+
+def test_within_finds_nearly_all(index: Index, vectors: np.ndarray, queries: np.ndarray) -> None:
+    far = 1 - queries @ vectors.T
+    radius = float(np.quantile(far, 0.01))
+    found = index.within(queries, radius)
+    wanted = [{IDS[row] for row in np.flatnonzero(one <= radius)} for one in far]
+    hits = sum(len(w & {n.item_id for n in f}) for w, f in zip(wanted, found, strict=True))
+    total = sum(map(len, wanted))
+    assert hits / total >= 0.99
+    assert len(found.ids) <= 1.01 * total
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.1, 0.002])
+@pytest.mark.parametrize("k", [1, 10, 700])
+def test_a_search_that_looks_at_little_gives_as_many_as_there_are(
+    index: Index, queries: np.ndarray, share: float, k: int
+) -> None:
+    """By the parts' own search, at the least effort."""
+    mask = np.random.default_rng(3).random(COUNT) < share
+    near, rows = searching.search(index._vectors, queries, k, Rows.of(mask), 1)
+    assert rows.shape == (len(queries), min(k, int(mask.sum())))
+    assert mask[rows].all()
+    assert all(len(set(row)) == len(row) for row in rows.tolist())
+    assert (np.diff(near, axis=1) >= 0).all()
+
+
+def test_recall_holds_for_many_neighbours(
+    index: Index, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    for k in (40, 200):
+        truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+        found = [[n.item_id for n in answer] for answer in index.search(queries, k)]
+        assert recall(found, truth) >= 0.93
+
+
+def test_a_harder_question_is_looked_into_harder(
+    index: Index, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    """At an effort that finds most of 10 neighbours among all, but not of more, or among fewer."""
+    effort = {"hnsw": 14}.get(index.plan.kind, 2)
+    third = np.flatnonzero(np.random.default_rng(4).random(COUNT) < 0.35)
+
+    def found(k: int, rows: np.ndarray) -> float:
+        truth = rows[np.argsort(-(queries @ vectors[rows].T), axis=1, kind="stable")[:, :k]]
+        among = index.among([IDS[row] for row in rows])
+        answers = index.search(queries, k, among, effort)
+        return recall([[n.item_id for n in answer] for answer in answers], truth)
+
+    easy = found(10, np.arange(COUNT))
+    assert found(10, third) >= easy - 0.02
+    assert found(150, np.arange(COUNT)) >= easy - 0.05
+
+
+def test_more_effort_finds_more(index: Index, vectors: np.ndarray, queries: np.ndarray) -> None:
     truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
-    _, rows = index.search_rows(queries, 10)
-    assert recall(truth, rows) >= (1.0 if index.meta["plan"]["kind"] == "exact" else 0.98)
-    found = index.search(queries[:1], 10)[0]
-    expected = 1 - queries[0] @ vectors[int(rows[0, 0])]
-    assert found[0].item_id == IDS[rows[0, 0]]
-    assert found[0].distance == pytest.approx(expected, abs=1e-6)
-    assert [n.distance for n in found] == sorted(n.distance for n in found)
+
+    def found(effort: int) -> float:
+        answers = index.search(queries, 10, effort=effort)
+        return recall([[n.item_id for n in answer] for answer in answers], truth)
+
+    if index.plan.kind in ("exact", "kd_tree"):
+        assert found(1) == 1
+    else:
+        assert found(1) < found(40)
 
 
-def test_search_among_some_rows_finds_only_those(index: Index, vectors: np.ndarray) -> None:
-    among = np.random.default_rng(2).random(1000) < 0.3
-    queries = unit(np.random.default_rng(3).normal(size=(20, 16)))
-    rows = index.search_rows(queries, 10, among)[1]
-    assert among[rows[rows >= 0]].all()
-    truth = np.flatnonzero(among)[np.argsort(-(queries @ vectors[among].T), axis=1)[:, :10]]
-    assert recall(truth, rows) >= 0.98
-
-
-def test_twins_are_both_found_and_labels_may_be_missing(index: Index, vectors: np.ndarray) -> None:
-    found = index.search(vectors[500:501], 2)[0]
-    assert {n.item_id for n in found} == {IDS[500], IDS[501]}
+def test_neighbours_are_items(index: Index, vectors: np.ndarray) -> None:
+    found = index.search(vectors[500:502], 2)
+    assert [len(answer) for answer in found] == [2, 2]
+    assert {n.item_id for n in found[0]} == {IDS[500], IDS[501]}
+    assert found.ids == [n.item_id for answer in found for n in answer]
+    assert found.distances.tolist() == [n.distance for answer in found for n in answer]
+    assert found[-1] == found[1]
+    assert found[0:2] == [found[0], found[1]]
     assert index.search(vectors[:1], 1)[0][0].label is None
-
-
-def test_more_than_there_are_gives_all_once(index: Index, vectors: np.ndarray) -> None:
-    found = index.search(vectors[:1], 5000)[0]
-    assert len({n.item_id for n in found}) == len(found)
-    assert len(found) == 1000 or index.meta["plan"]["kind"] == "hnsw"
+    with pytest.raises(IndexError):
+        found[2]
 
 
 def test_vectors_come_back_by_id(index: Index, vectors: np.ndarray) -> None:
-    vector = index.vector(IDS[7])
-    assert vector is not None
-    assert np.abs(vector - vectors[7]).max() <= 1e-7
+    tolerance = 1e-3 if index.plan.kind in CODED else 1e-7
+    for row in (0, 7, COUNT - 1):
+        vector = index.vector(IDS[row])
+        assert vector is not None
+        assert np.abs(vector - vectors[row]).max() <= tolerance
     assert index.vector("nobody") is None
+    assert IDS[7] in index
+    assert "nobody" not in index
 
 
-def test_other_shapes_are_refused(index: Index) -> None:
-    with pytest.raises(DataError, match=r"shape \(1, 3\).*\(n, 16\)"):
-        index.search(np.ones((1, 3), np.float32), 1)
+def test_what_cannot_be_searched_for_is_refused(index: Index) -> None:
+    for wrong in (np.ones((1, 3)), np.ones(DIM), np.array([["a"] * DIM])):
+        with pytest.raises(DataError, match=r"came to the index. Allowed: numbers, \(n, 16\)"):
+            index.search(wrong, 1)
+    with pytest.raises(DataError, match="vector 1 holds NaN or infinity"):
+        index.search(np.array([np.ones(DIM), np.full(DIM, np.nan)]), 1)
+    with pytest.raises(DataError, match=r"k = 0. Allowed: at least 1"):
+        index.search(np.ones((1, DIM)), 0)
+    with pytest.raises(DataError, match="radius = nan"):
+        index.within(np.ones((1, DIM)), float("nan"))
+    assert len(index.search(np.empty((0, DIM)), 3)) == 0
+    assert len(index.within(np.empty((0, DIM)), 0.5)) == 0
 
 
-def test_doubles_and_other_lengths_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"'b' came to the index after 'b'"):
-        build(str(tmp_path), [batch_of(vectors[:3], ["a", "b", "b"])], 16, Plan(), {"encoder": "x"})
+def test_codes_alone_take_less_and_say_what_they_cannot(
+    tmp_path: Path, vectors: np.ndarray
+) -> None:
+    sizes = {}
+    for rerank in (0, 4):
+        plan = Plan("ivf_pq", nlist=8, pq_bytes=8, rerank=rerank)
+        small = indexed(naive_of(vectors[:1000]), tmp_path / str(rerank), plan)
+        sizes[rerank] = sum(f.stat().st_size for f in (tmp_path / str(rerank)).glob("parts/*/*"))
+    assert sizes[4] - sizes[0] == pytest.approx(1000 * 2 * DIM, rel=0.1)
+    codes = Index.open(str(tmp_path / "0"), next((tmp_path / "0/versions").iterdir()).name)
+    assert len(codes.search(vectors[:5], 10)[0]) == 10
+    with pytest.raises(ConfigError, match=r"index\.rerank"):
+        codes.within(vectors[:1], 0.5)
+    with pytest.raises(ConfigError, match="no vectors to build another of"):
+        next(codes.batches())
+    assert small.within(vectors[:1], 0.5)[0][0].item_id == IDS[0]
+
+
+def test_items_that_cannot_be_indexed_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
+    def batch(ids: str, values: np.ndarray):
+        return batch_of((i, Item(v)) for i, v in zip(ids, values, strict=True))
+
+    made = {"encoder": "x"}
+    for order, said in (("abb", "'b' came to the index after 'b'"), ("acb", "'b' .* after 'c'")):
+        with pytest.raises(DataError, match=said):
+            build(str(tmp_path), [batch(order, vectors[:3])], DIM, Plan(), made)
+    both = [batch("b", vectors[:1]), batch("a", vectors[:1])]
+    with pytest.raises(DataError, match="'a' came to the index after 'b'"):
+        build(str(tmp_path), both, DIM, Plan(), made)
     with pytest.raises(DataError, match="another length than 8"):
-        build(str(tmp_path), [batch_of(vectors[:2], ["a", "b"])], 8, Plan(), {"encoder": "x"})
+        build(str(tmp_path), [batch("ab", vectors[:2])], 8, Plan(), made)
     with pytest.raises(DataError, match="no vectors"):
-        build(str(tmp_path), [], 8, Plan(), {"encoder": "x"})
+        build(str(tmp_path), [], 8, Plan(), made)
+    with pytest.raises(DataError, match="NaN"):
+        build(str(tmp_path), [batch("a", np.full((1, 4), np.nan))], 4, Plan(), made)
+    with pytest.raises(ConfigError, match="k-d tree cannot search by dot"):
+        build(str(tmp_path), [batch("a", vectors[:1])], DIM, Plan("kd_tree"), made, metric="dot")
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_same_items_same_plan_same_index(tmp_path: Path, vectors: np.ndarray) -> None:
-    hashes = []
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_items_same_plan_same_index(tmp_path: Path, vectors: np.ndarray, kind: str) -> None:
+    files = []
     for root in ("one", "two"):
-        build(str(tmp_path / root), [batch_of(vectors, IDS)], 16, Plan(), {"encoder": ENCODER})
-        (file,) = (tmp_path / root).rglob("items.arrow")
-        hashes.append((file.read_bytes(), file.with_name("vectors.faiss").read_bytes()))
-    assert hashes[0] == hashes[1]
+        indexed(naive_of(vectors[:1000]), tmp_path / root, plan_of(kind), threads=2)
+        found = sorted(f for f in (tmp_path / root).glob("parts/*/*") if f.suffix != ".json")
+        files.append([(f.name, f.read_bytes()) for f in found])
+    assert files[0] == files[1]
 
 
-def test_parts_of_two_encoders_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
-    root = str(tmp_path)
-    one = build(root, [batch_of(vectors, IDS)], 16, Plan(), {"encoder": ENCODER})
-    other = build(root, [batch_of(vectors, IDS)], 16, Plan(), {"encoder": "f" * 64})
-    manifest = tmp_path / "versions" / one.name / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(one.meta["parts"][0], other.meta["parts"][0]))
+def test_small_vectors_keep_their_digits_beside_codes(tmp_path: Path, vectors: np.ndarray) -> None:
+    tiny = {IDS[i]: Item(v * 1e-6) for i, v in enumerate(vectors[:500])}
+    plan = Plan("ivf_sq8", nlist=4, nprobe=4)
+    index = indexed(Naive("l2", tiny), tmp_path, plan)
+    kept = index.vector(IDS[3])
+    assert kept is not None
+    assert np.abs(kept - vectors[3] * 1e-6).max() <= 1e-9
+    assert index.search(vectors[3:4] * 1e-6, 1)[0][0].item_id == IDS[3]
+
+
+@pytest.fixture
+def built(tmp_path: Path, vectors: np.ndarray) -> tuple[str, str]:
+    index = indexed(naive_of(vectors[:300]), tmp_path, plan_of("ivf_sq8"))
+    index.delete([IDS[5]])
+    index.add(["new"], vectors[:1])
+    return str(tmp_path), index.commit().name
+
+
+def test_opening_refuses_parts_that_do_not_belong_together(
+    built: tuple[str, str], vectors: np.ndarray, tmp_path: Path
+) -> None:
+    root, name = built
+    other = indexed(naive_of(vectors[300:600]), tmp_path / "other", plan_of("ivf_sq8"))
+    theirs = tmp_path / "other" / "parts" / other.meta["parts"][0]
+    mine = Path(root) / "parts" / Index.open(root, name).meta["parts"][0]
+    # The whole folder of another part, in place of this one's.
+    shutil.rmtree(mine)
+    shutil.copytree(theirs, mine)
+    with pytest.raises(ArtifactError, match=rf"{mine.name} is not the one that version {name}"):
+        Index.open(root, name)
+    raw = json.loads((theirs / "manifest.json").read_text())
+    raw["meta"]["encoder"] = "f" * 64
+    write_manifest(theirs / "manifest.json", raw)
+    (version,) = (tmp_path / "other" / "versions").iterdir()
     with pytest.raises(
-        ArtifactError, match=r"encoder ffffffffffff, the version is of eeeeeeeeeeee"
+        ArtifactError, match=rf"encoder ffffffffffff, the version is of {ENCODER[:12]}"
     ):
-        Index.open(root, one.name)
+        Index.open(str(tmp_path / "other"), version.name)
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "items.arrow"])
-def test_cut_files_are_refused_and_named(tmp_path: Path, vectors: np.ndarray, name: str) -> None:
-    built = build(str(tmp_path), [batch_of(vectors, IDS)], 16, Plan(), {"encoder": ENCODER})
-    (file,) = tmp_path.rglob(name)
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match=name):
-        Index.open(str(tmp_path), built.name)
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+@pytest.mark.parametrize(
+    "name", ["vectors.faiss", "items.arrow", "originals.npy", "tombstones.arrow", "manifest.json"]
+)
+def test_opening_names_files_that_are_cut_or_missing(
+    built: tuple[str, str], name: str, damage: str
+) -> None:
+    root, version = built
+    for file in Path(root).rglob(name):
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.unlink()
+    with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+        Index.open(root, version)
+
+
+@pytest.mark.parametrize("name", ["vectors.faiss", "items.arrow", "originals.npy"])
+def test_opening_refuses_files_of_zeros(built: tuple[str, str], name: str) -> None:
+    root, version = built
+    for file in Path(root).rglob(name):
+        file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+        Index.open(root, version)

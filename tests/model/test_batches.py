@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support import write_manifest
 
 from lookalike.errors import ArtifactError, ConfigError, DataError
 from lookalike.model.batches import Batch, Shard, epoch_batches, repeats
@@ -242,7 +243,7 @@ def test_blocks_laid_out_by_another_version_are_refused(uri: str) -> None:
     manifest = Path(uri) / "manifest.json"
     raw = json.loads(manifest.read_text())
     raw["meta"]["blocks"]["train"][3]["items"] += 1
-    manifest.write_text(json.dumps(raw))
+    write_manifest(manifest, raw)
     with pytest.raises(ArtifactError, match=r"another version of lookalike.*lookalike snapshot"):
         epoch(uri, 0, 1)
 
@@ -279,11 +280,11 @@ def test_other_formats_are_refused(uri: str) -> None:
     manifest = Path(uri) / "manifest.json"
     raw = json.loads(manifest.read_text())
     raw["meta"]["recipe"]["format"] = "squeezed"
-    manifest.write_text(json.dumps(raw))
+    write_manifest(manifest, raw)
     with pytest.raises(ArtifactError, match=r"'squeezed'. Allowed: 'raw' or 'encoded'"):
         Snapshot.open(uri)
-    manifest.write_text(json.dumps(raw | {"format": 2}))
-    with pytest.raises(ArtifactError, match=r"has format 2. Allowed: format 1"):
+    manifest.write_text(json.dumps(raw | {"format": 3}))
+    with pytest.raises(ArtifactError, match=r"has format 3. Allowed: format 1 or 2"):
         Snapshot.open(uri)
 
 
@@ -300,7 +301,7 @@ def _note_size(uri: str, file: Path) -> None:
     for entry in raw["files"]:
         if entry["path"].endswith(file.name) and entry["path"].startswith("train"):
             entry["size"] = file.stat().st_size
-    manifest.write_text(json.dumps(raw))
+    write_manifest(manifest, raw)
 
 
 def test_more_ranks_than_blocks_is_refused(make_snapshot) -> None:

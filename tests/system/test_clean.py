@@ -133,7 +133,7 @@ def seen(copy: Way, context: Context) -> Seen:
     items = {row["item_id"]: row["label"] for row in tables.read("items", pinned).collect()}
 
     # Another release, and no alias on the first; two more encoders, which nobody names.
-    later = opened(copy, context, "index.ef_search=50")
+    later = opened(copy, context, "index.recall=0.9")
     for made_by in (index, evaluate, release):
         made_by.run(later)
     own.tracking.client.set_registered_model_alias("small", "previous", "2")

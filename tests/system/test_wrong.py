@@ -204,7 +204,7 @@ def test_a_killed_index_leaves_the_one_before(way: Way) -> None:
     """Invariant 7: killed as the version's manifest would be written, then run again."""
     versions = way.warehouse / "index" / "versions"
     before = sorted(versions.iterdir())
-    change = ("--set", "index.ef_search=99")
+    change = ("--set", "index.recall=0.99")
     code = (
         f"{KILL}import lookalike.artifacts as a\nseal = a.seal\n"
         "def sealed(uri, kind, *rest):\n"
@@ -231,7 +231,7 @@ def champion(context: Context, alias: str = "champion") -> int:
 def test_a_release_killed_before_its_alias_is_repaired(way: Way, context: Context) -> None:
     """Invariant 7: the ledger's commit decides, the alias follows."""
     first = champion(context)
-    change = ("--set", "index.ef_search=50")
+    change = ("--set", "index.recall=0.9")
     for step in ("index", "evaluate"):
         done = way.command(step, *change)
         assert done.returncode == 0, done.stderr

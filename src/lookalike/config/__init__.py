@@ -6,7 +6,7 @@ here.
 
 from lookalike.config.backends import Mlflow, Spark, Warehouse
 from lookalike.config.images import Duplicates, Images, Snapshots
-from lookalike.config.index import IndexPlan
+from lookalike.config.index import Index
 from lookalike.config.losses import (
     Auxiliary,
     Loss,
@@ -46,7 +46,7 @@ __all__ = [
     "IdxData",
     "IdxFiles",
     "Images",
-    "IndexPlan",
+    "Index",
     "Loss",
     "ManifestData",
     "Mlflow",

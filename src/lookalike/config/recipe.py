@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from lookalike.config.backends import Mlflow, Spark, Warehouse
 from lookalike.config.fields import Model
 from lookalike.config.images import Duplicates, Images, Snapshots
-from lookalike.config.index import IndexPlan
+from lookalike.config.index import Index
 from lookalike.config.keys import put
 from lookalike.config.quality import Evaluate, Gate
 from lookalike.config.refusals import validated
@@ -40,7 +40,7 @@ class Config(Model):
     snapshot: Snapshots = Snapshots()
     tune: Tune = Tune()
     train: Train = Train()
-    index: IndexPlan = IndexPlan()
+    index: Index = Index()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     mlflow: Mlflow = Mlflow()

@@ -1,129 +1,254 @@
-"""Building an index version: immutable parts, and a manifest that lists them.
+"""Building an index version: immutable parts, and a version that lists them.
 
-ROOT/parts/NAME/     vectors.faiss, items.arrow    kind 'index-part'
-ROOT/versions/NAME/  a manifest alone              kind 'index'
+ROOT/parts/NAME/     vectors.faiss, items.arrow, of some kinds originals.npy    kind 'index-part'
+ROOT/versions/NAME/  tombstones.arrow, plan.json where a planner chose          kind 'index'
+
+A version's first part is its base, the others are deltas. Its `tombstones` are rows that are not
+found any more: those of items that were changed or deleted after the part was written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
 from lookalike import artifacts
-from lookalike.columns import ITEM_ID, LABEL, VECTOR
+from lookalike.artifacts import Artifact
+from lookalike.columns import ATTRIBUTES, ITEM_ID, LABEL, VECTOR
 from lookalike.errors import DataError
+from lookalike.index import kinds, planner
+from lookalike.index.items import Items, ascending
+from lookalike.index.kinds import Built
+from lookalike.index.metric import Metric, finite, prepared
+from lookalike.index.plan import Plan
+from lookalike.index.planner import PLAN_FILE, Wishes
+from lookalike.index.spool import Spool, extend, filled, using
 
-PART, VERSION = "index-part", "index"
-VECTORS_FILE, ITEMS_FILE = "vectors.faiss", "items.arrow"
-ITEMS_SCHEMA = pa.schema([pa.field(ITEM_ID, pa.string(), nullable=False), (LABEL, pa.string())])
+PART: Final = "index-part"
+VERSION: Final = "index"
+TOMBSTONES_FILE: Final = "tombstones.arrow"
+OF_VERSION: Final = (
+    "parts", "digests", "tombstones", "count", "dim", "metric", "plan", "recall", "versions"
+)  # fmt: skip
+"""What a version's meta says of itself; the rest is what it was made from."""
+_SEED = 17
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How vectors are kept.
-
-    Attributes:
-        kind: 'exact' compares with every vector; 'hnsw' walks a graph (Malkov and Yashunin 2016).
-        m: neighbours a node of the graph.
-        ef_construction: candidates while building the graph.
-        ef_search: candidates while searching it; at least k are taken.
-    """
-
-    kind: Literal["exact", "hnsw"] = "hnsw"
-    m: int = 16
-    ef_construction: int = 100
-    ef_search: int = 64
+Draw = Callable[[dict[str, Any], Path], None]
+"""Draws what a planner tried, the content of plan.json, into a folder."""
 
 
 def build(
     root: str,
     batches: Iterable[pa.RecordBatch],
     dim: int,
-    plan: Plan,
+    plan: Plan | Wishes,
     made_from: dict[str, Any],
-) -> artifacts.Artifact:
+    *,
+    metric: Metric = "cosine",
+    threads: int | None = None,
+    draw: Draw | None = None,
+) -> Artifact:
     """Build and commit an index version of one base part.
+
+    Vectors are spooled to the local disk and read from there. The same items, plan and number of
+    threads give the same index: a graph is always built by one.
 
     Args:
         root: folder or URI of all parts and versions.
-        batches: columns item_id, label, vector (list of `dim` float32, L2 norm 1), by ascending
-            item_id: so the same items are the same index, and a double shows.
+        batches: columns item_id, label, vector (list of `dim` float32) and, where there are any,
+            attributes (map<string, string>); by ascending item_id: so the same items are the same
+            index, and a double shows.
         dim: length of a vector.
-        plan: how to keep them.
+        plan: how to keep them; or what is wished for, from which a plan is made.
         made_from: `encoder` (fingerprint) and versions of tables; JSON values.
+        metric: of the distances.
+        threads: to build by; None for as many as faiss takes.
+        draw: adds a picture of what a planner tried.
 
     Returns:
         The version; `meta["count"]` items.
 
     Raises:
-        DataError: no items, a vector of another length, or an item twice.
+        DataError: no items, a vector of another length or not finite, or an item twice.
+        ConfigError: wishes that cannot be met, with what can.
     """
-    vectors = _empty(dim, plan)
-    # Threads would add to the graph in another order each time.
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        return _build(root, batches, vectors, plan, made_from)
-    finally:
-        faiss.omp_set_num_threads(threads)
+    with artifacts.workbench() as bench, using(threads):
+        items, spool = _collected(batches, dim, metric, bench)
+        folder = bench / "part"
+        folder.mkdir()
+        chosen = None
+        if isinstance(plan, Wishes):
+            held_out = plan.held_out(len(items))
+            order, runs = _apart(len(items), held_out)
+            items = items.reordered(order, runs) if held_out else items
+            spool = Spool(spool.array, order)
+            chosen = planner.choose(spool, metric, plan)
+            vectors = _fitted(spool, metric, chosen, folder)
+            plan = vectors.plan
+        else:
+            runs = [(0, len(items))]
+            plan = plan.settled(len(items), dim, metric)
+            vectors = filled(spool, plan, metric, folder, len(items))
+        items.write(folder)
+        vectors.write(folder)
+        part = commit_part(root, folder, vectors, dim, runs, made_from)
+        with artifacts.workbench() as empty:
+            if chosen is not None:
+                chosen.write(empty / PLAN_FILE)
+                if draw is not None:
+                    draw(chosen.told(), empty)
+            recall = chosen.measured.get("recall") if chosen is not None else None
+            made = Version([part], plan, metric, dim, made_from, recall)
+            return made.commit(root, empty, np.empty((0, 2), np.int64))
 
 
-def _build(
-    root: str,
-    batches: Iterable[pa.RecordBatch],
-    vectors: faiss.Index,
-    plan: Plan,
-    made_from: dict[str, Any],
-) -> artifacts.Artifact:
-    dim = vectors.d
-    last = ""
-    with artifacts.workbench() as folder:
-        file = folder / ITEMS_FILE
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, ITEMS_SCHEMA) as items:
-            for batch in batches:
-                vectors.add(_matrix(batch, dim))
-                last = _ascending(last, batch.column(ITEM_ID).to_pylist())
-                columns = [batch.column(name).cast(pa.string()) for name in (ITEM_ID, LABEL)]
-                items.write_batch(pa.RecordBatch.from_arrays(columns, schema=ITEMS_SCHEMA))
-        if vectors.ntotal == 0:
-            raise DataError("there are no vectors to index", remedy="Run `lookalike embed` first")
-        faiss.write_index(vectors, str(folder / VECTORS_FILE))
-        count = int(vectors.ntotal)
-        part = artifacts.commit(
-            artifacts.join(root, "parts"),
-            PART,
-            folder,
-            {"count": count, "dim": dim, "encoder": made_from["encoder"]},
-        )
-    with artifacts.workbench() as empty:
+@dataclass(frozen=True)
+class Version:
+    """What a version lists.
+
+    Attributes:
+        parts: the base, then deltas.
+        plan: of the base.
+        metric: of the distances.
+        dim: length of a vector.
+        made_from: `encoder` (fingerprint) and versions of tables; JSON values.
+        recall: of held-out vectors, when the base was built; None where it was not measured.
+    """
+
+    parts: Sequence[Artifact]
+    plan: Plan
+    metric: Metric
+    dim: int
+    made_from: dict[str, Any]
+    recall: float | None = None
+
+    def commit(self, root: str, folder: Path, dead: np.ndarray) -> Artifact:
+        """Commit the version with the files of a folder.
+
+        Args:
+            root: as `build`.
+            folder: of further files of the version.
+            dead: int64 (n, 2), part and row of each tombstone.
+        """
+        count = sum(part.meta["count"] for part in self.parts) - len(dead)
         meta = {
-            "parts": [part.name],
+            **self.made_from,
+            "parts": [part.name for part in self.parts],
+            "digests": [digest(part) for part in self.parts],
+            "tombstones": len(dead),
             "count": count,
-            "dim": dim,
-            "metric": "cosine",
-            "plan": asdict(plan),
-            "versions": {
-                "faiss-cpu": version("faiss-cpu"),
-                "pyarrow": version("pyarrow"),
-            },
-            **made_from,
+            "dim": self.dim,
+            "metric": self.metric,
+            "plan": asdict(self.plan),
+            "recall": self.recall,
+            "versions": {p: version(p) for p in ("faiss-cpu", "pyarrow")},
         }
-        return artifacts.commit(artifacts.join(root, "versions"), VERSION, empty, meta)
+        # The file knows its version: two that changed places, or their manifests, are found out.
+        mark = {"version": artifacts.fingerprint(meta)}
+        columns = [pa.array(dead[:, 0]), pa.array(dead[:, 1])]
+        schema = pa.schema([("part", pa.int64()), ("row", pa.int64())], metadata=mark)
+        with (
+            pa.OSFile(str(folder / TOMBSTONES_FILE), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as file,
+        ):
+            file.write_batch(pa.record_batch(columns, schema=schema))
+        return artifacts.commit(artifacts.join(root, "versions"), VERSION, folder, meta)
 
 
-def _empty(dim: int, plan: Plan) -> faiss.Index:
-    if plan.kind == "exact":
-        return faiss.IndexFlat(dim, faiss.METRIC_INNER_PRODUCT)
-    graph = faiss.IndexHNSWFlat(dim, plan.m, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = plan.ef_construction
-    graph.hnsw.efSearch = plan.ef_search
-    return graph
+def commit_part(
+    root: str,
+    folder: Path,
+    vectors: Built,
+    dim: int,
+    runs: Sequence[tuple[int, int]],
+    made_from: dict[str, Any],
+) -> Artifact:
+    """Commit what `Flat.write` and `Items.write` left in a folder.
+
+    Args:
+        root, dim, made_from: as `build`.
+        folder: of the files.
+        vectors: those that were written.
+        runs: see `Items`.
+    """
+    meta = {
+        "count": vectors.count,
+        "dim": dim,
+        "encoder": made_from["encoder"],
+        "metric": vectors.metric,
+        "kind": vectors.plan.kind,
+        "scale": getattr(vectors, "scale", 1.0),
+        "runs": [list(run) for run in runs],
+    }
+    return artifacts.commit(artifacts.join(root, "parts"), PART, folder, meta)
+
+
+def digest(part: Artifact) -> str:
+    """What a version knows its parts by: a sha256 over their files' and meta."""
+    files = [asdict(entry) for entry in part.manifest.files]
+    return artifacts.fingerprint({"files": files, "meta": part.meta})
+
+
+def commit_delta(
+    root: str, items: Items, vectors: np.ndarray, metric: Metric, made_from: dict[str, Any]
+) -> Artifact:
+    """Commit a delta part: items with float32 (n, dim) vectors, `prepared`."""
+    held = kinds.empty(Plan("exact"), metric, vectors)
+    held.add(vectors)
+    with artifacts.workbench() as folder:
+        items.write(folder)
+        held.write(folder)
+        return commit_part(root, folder, held, vectors.shape[1], [], made_from)
+
+
+def _collected(
+    batches: Iterable[pa.RecordBatch], dim: int, metric: Metric, bench: Path
+) -> tuple[Items, Spool]:
+    known: list[pa.RecordBatch] = []
+    last, count = "", 0
+    path = bench / "spool.f32"
+    with path.open("wb") as file:
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            prepared(finite(_matrix(batch, dim)), metric).tofile(file)
+            last = ascending(last, batch.column(ITEM_ID).cast(pa.large_string()))
+            names = [n for n in (ITEM_ID, LABEL, ATTRIBUTES) if n in batch.schema.names]
+            known.append(pa.record_batch([batch.column(name) for name in names], names))
+            count += batch.num_rows
+    if not count:
+        raise DataError("there are no vectors to index", remedy="Run `lookalike embed` first")
+    return Items.gathered(known), Spool(np.memmap(path, np.float32, "r", shape=(count, dim)))
+
+
+def _apart(count: int, held_out: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """An order in which a random few come last, and the runs of it that ascend."""
+    last = np.sort(np.random.default_rng(_SEED).choice(count, held_out, replace=False))
+    first = np.delete(np.arange(count), last)
+    runs = [(0, len(first)), (len(first), count)]
+    return np.concatenate([first, last]), [run for run in runs if run[0] < run[1]]
+
+
+def _fitted(spool: Spool, metric: Metric, chosen: planner.Choice, folder: Path) -> Built:
+    """All of a spool, kept by the first of the planned that does what was wished for.
+
+    What is held out joins when recall has been measured without it.
+    """
+    known = len(spool) - chosen.wishes.held_out(len(spool))
+    for plan in chosen.plans:
+        for file in folder.iterdir():  # of the plan before
+            file.unlink()
+        vectors = filled(spool, plan, metric, folder, known)
+        if chosen.confirm(vectors, spool, known):
+            break
+    extend(vectors, spool, len(spool))
+    return vectors
 
 
 def _matrix(batch: pa.RecordBatch, dim: int) -> np.ndarray:
@@ -135,14 +260,3 @@ def _matrix(batch: pa.RecordBatch, dim: int) -> np.ndarray:
             remedy="Embed the catalogue with one encoder: run `lookalike embed` again",
         )
     return np.ascontiguousarray(values.reshape(len(column), dim))
-
-
-def _ascending(last: str, ids: list[str]) -> str:
-    for item_id in ids:
-        if item_id <= last:
-            raise DataError(
-                f"item {item_id!r} came to the index after {last!r}: twice, or out of order",
-                remedy="Run `lookalike ingest` and `lookalike index` again",
-            )
-        last = item_id
-    return last

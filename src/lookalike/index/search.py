@@ -1,173 +1,436 @@
-"""Searching an index version."""
+"""An index version, opened: searched, filtered, changed, and committed as the next version."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lookalike import artifacts
-from lookalike.columns import ITEM_ID, LABEL
-from lookalike.errors import ArtifactError, DataError
-from lookalike.index.build import ITEMS_FILE, PART, VECTORS_FILE, VERSION
+from lookalike.artifacts import Artifact
+from lookalike.columns import ATTRIBUTES, ITEM_ID, LABEL, VECTOR
+from lookalike.errors import ConfigError, DataError
+from lookalike.index import nearest
+from lookalike.index.build import OF_VERSION, Version, commit_delta
+from lookalike.index.delta import Delta
+from lookalike.index.filters import Filters, Matching
+from lookalike.index.items import Attributes, Items
+from lookalike.index.metric import Metric, finite, prepared
+from lookalike.index.neighbours import Neighbours
+from lookalike.index.plan import Plan
+from lookalike.index.reading import Opened, opened
+from lookalike.index.rows import Rows
+from lookalike.index.spool import using
+from lookalike.index.vectors import Vectors
+
+_CHUNK = 2**14
+_NO_ROWS = Rows.of(np.zeros(0, bool))
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """An item found: its id, its label, its cosine distance (0 same direction, 2 opposite)."""
+class Selection:
+    """Items of an open index, by their ids: those that it had when it was asked."""
 
-    item_id: str
-    label: str | None
-    distance: float
+    def __init__(self, index: Index, matching: Matching):
+        self.index = index
+        self.matching = matching
 
 
 class Index:
-    """An index version, opened. Files are mapped into memory and never changed."""
+    """An index version, opened. Files are mapped into memory and never changed.
 
-    def __init__(self, meta: dict[str, Any], folder: Path, part: dict[str, Any]):
-        self.meta = meta
+    Searches may run side by side, with one another and with a change; changes come one by one. A
+    change is found by every search that begins after it.
+    """
+
+    def __init__(self, root: str, found: Opened, threads: int | None):
+        self.meta: dict[str, Any] = found.version.meta
+        self._root = root
+        self._parts = found.parts
+        self._vectors: Vectors = found.vectors
+        self._items: Items = found.items
+        self._alive: Rows = found.alive
+        self._delta: Delta = found.delta
+        self._ends = found.ends
+        self._threads = threads
+        self._filters = Filters(found.items, found.delta)
+        self._lock = threading.RLock()
         self._fetched: tempfile.TemporaryDirectory[str] | None = None
-        if part["encoder"] != meta["encoder"] or part["dim"] != meta["dim"]:
-            raise ArtifactError(
-                f"index part {folder.name} is of encoder {part['encoder'][:12]}, the version is of "
-                f"{meta['encoder'][:12]}",
-                remedy="These parts do not belong together: run `lookalike index` again",
-            )
-        try:
-            self._vectors = faiss.read_index(str(folder / VECTORS_FILE), faiss.IO_FLAG_MMAP_IFC)
-            self._items = pa.ipc.open_file(pa.memory_map(str(folder / ITEMS_FILE))).read_all()
-        except (RuntimeError, pa.ArrowInvalid) as error:
-            raise ArtifactError(
-                f"the index part {folder} cannot be read ({str(error).splitlines()[0]})",
-                remedy="Run `lookalike index` again",
-            ) from error
-        if not self._vectors.ntotal == self._items.num_rows == meta["count"]:
-            raise ArtifactError(
-                f"index part {folder.name} has {self._vectors.ntotal:,} vectors and "
-                f"{self._items.num_rows:,} items; the version says {meta['count']:,}",
-                remedy="These parts do not belong together: run `lookalike index` again",
-            )
 
     @classmethod
-    def open(cls, root: str, version: str) -> Index:
+    def open(cls, root: str, version: str, threads: int | None = None) -> Index:
         """Open a committed version.
 
         Args:
             root: folder or URI of all parts and versions.
             version: name of the version.
+            threads: that a search takes; None for as many as faiss takes.
 
         Raises:
             ArtifactError: missing, damaged, or parts that do not belong together.
         """
-        meta = artifacts.open_artifact(artifacts.join(root, "versions", version), VERSION).meta
-        (name,) = meta["parts"]
-        part = artifacts.open_artifact(artifacts.join(root, "parts", name), PART)
         fetched = tempfile.TemporaryDirectory(prefix="lookalike-index-")
-        index = cls(meta, artifacts.fetch(part, Path(fetched.name)), part.meta)
+        index = cls(root, opened(root, version, Path(fetched.name)), threads)
         index._fetched = fetched  # a remote part's files stay as long as they are mapped
         return index
 
     def __len__(self) -> int:
-        return int(self._vectors.ntotal)
+        """Items that are found."""
+        return self._alive.count + len(self._delta.rows)
+
+    def __contains__(self, item_id: str) -> bool:
+        return self._place(item_id) is not None
 
     @property
     def dim(self) -> int:
         return int(self.meta["dim"])
 
     @property
+    def metric(self) -> Metric:
+        metric: Metric = self.meta["metric"]
+        return metric
+
+    @property
+    def plan(self) -> Plan:
+        """How the base is kept, and how hard is looked where a search does not say."""
+        return self._vectors.plan
+
+    @property
     def encoder(self) -> str:
         """Fingerprint of the encoder whose vectors are kept."""
         return str(self.meta["encoder"])
 
-    def search(self, vectors: np.ndarray, k: int) -> list[list[Neighbour]]:
-        """The `k` nearest items of each vector, nearest first; all where there are fewer.
+    @property
+    def keys(self) -> list[str]:
+        """Keys that attributes have: the names of filters."""
+        return sorted(self._filters.keys)
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        where: str | Selection | None = None,
+        effort: int | None = None,
+    ) -> Neighbours:
+        """The `k` nearest items of each vector, nearest first; all that match where they are fewer.
 
         Args:
-            vectors: float32 (n, dim), L2 norm 1.
+            vectors: (n, dim) numbers, of any length where the metric is cosine.
             k: at least 1.
+            where: which items may be found: a filter (see `lookalike.index.where`), or those that
+                `among` gave.
+            effort: see `Plan.effort`, for 10 neighbours among all items: for more, and among
+                fewer, a search looks harder. None for the plan's.
 
         Raises:
-            DataError: vectors of another shape.
+            DataError: vectors of another shape, k below 1, or a filter that is none or names what
+                no item has.
         """
-        distances, rows = self.search_rows(vectors, k)
-        return [
-            self._neighbours(rows[i][rows[i] >= 0], distances[i][rows[i] >= 0])
-            for i in range(len(rows))
-        ]
+        if k < 1:
+            raise DataError(f"k = {k}", allowed="at least 1")
+        queries = self._queries(vectors)
+        effort = self.plan.effort if effort is None else max(1, effort)
+        with using(self._threads):
+            base, delta = self._chosen(where)
+            near, rows = nearest.search(self._vectors, queries, k, base, effort)
+            if delta.count:
+                more = nearest.search(self._delta.vectors, queries, k, delta, effort)
+                near = np.concatenate([near, more[0]], axis=1)
+                rows = np.concatenate([rows, more[1] + len(self._items)], axis=1)
+                order = np.argsort(near, axis=1, kind="stable")[:, :k]
+                near = np.take_along_axis(near, order, axis=1)
+                rows = np.take_along_axis(rows, order, axis=1)
+        limits = np.arange(len(queries) + 1) * near.shape[1]
+        return Neighbours(self._named, limits, near.ravel(), rows.ravel())
 
-    def search_rows(
-        self, vectors: np.ndarray, k: int, among: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`, in rows.
+    def within(
+        self, vectors: np.ndarray, radius: float, where: str | Selection | None = None
+    ) -> Neighbours:
+        """All items at most `radius` away from each vector, nearest first: an exact pass.
 
         Args:
             vectors: as `search`.
-            k: as `search`.
-            among: bool (items,), the rows that may be found; None for all.
+            radius: a distance of the index's metric; float32's rounding is granted.
+            where: as `search`.
 
-        Returns:
-            float32 (n, k) distances and int64 (n, k) rows, -1 where there is none.
+        Raises:
+            DataError: as `search`, or a radius that is no number.
+            ConfigError: an index that keeps codes alone.
         """
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise DataError(
-                f"vectors of shape {vectors.shape} were searched for",
-                allowed=f"(n, {self.dim})",
-            )
-        k = min(k, len(self))
-        allowed = None
-        if among is not None:
-            bits = np.packbits(among, bitorder="little")
-            allowed = faiss.IDSelectorBitmap(len(among), faiss.swig_ptr(bits))
-        if self.meta["plan"]["kind"] == "hnsw":
-            effort = max(self.meta["plan"]["ef_search"], k)
-            parameters = faiss.SearchParametersHNSW(efSearch=effort, sel=allowed)
-        else:
-            parameters = faiss.SearchParameters(sel=allowed)
-        similarity, rows = self._vectors.search(vectors, k, params=parameters)
-        # Rounding takes the similarity of a vector with itself to 1 + 1e-7.
-        return np.maximum(1 - similarity, 0), rows
+        if not np.isfinite(radius):
+            raise DataError(f"radius = {radius}", allowed="a finite number")
+        queries = self._queries(vectors)
+        with using(self._threads):
+            base, delta = self._chosen(where)
+            parts = [nearest.within(self._vectors, queries, radius, base)]
+            if delta.count:
+                limits, near, rows = nearest.within(self._delta.vectors, queries, radius, delta)
+                parts.append((limits, near, rows + len(self._items)))
+        sizes = [np.diff(limits) for limits, _, _ in parts]
+        owners = np.concatenate([np.repeat(np.arange(len(queries)), size) for size in sizes])
+        near, rows = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+        order = np.lexsort((rows, near, owners))
+        limits = np.concatenate([[0], np.cumsum(np.sum(sizes, axis=0))])
+        return Neighbours(self._named, limits, near[order], rows[order])
+
+    def count(self, where: str | Selection | None = None) -> int:
+        """How many items match."""
+        return sum(rows.count for rows in self._chosen(where))
+
+    def among(self, item_ids: Sequence[str] | pa.Array) -> Selection:
+        """Those items that have one of these ids, for `where`."""
+        ids = pa.array(item_ids, pa.string()) if not isinstance(item_ids, pa.Array) else item_ids
+        wanted = set(ids.to_pylist())
+        with self._lock:
+            delta = np.array([item_id in wanted for item_id in self._delta.ids], bool)
+            return Selection(self, Matching(Rows.of(self._items.among(ids)), delta))
 
     def vector(self, item_id: str) -> np.ndarray | None:
-        """The vector of an item, float32 (dim,), or None where it is not in the index."""
-        row = pc.index(self._items[ITEM_ID], item_id).as_py()
-        return None if row < 0 else self._vectors.reconstruct(row)
+        """The vector of an item, float32 (dim,), or None where it is not in the index.
 
-    @property
-    def item_ids(self) -> pa.ChunkedArray:
-        """All ids, by row."""
-        return self._items[ITEM_ID]
+        As it is kept: of kinds of codes, as near as float16 or the code is.
+        """
+        place = self._place(item_id)
+        if place is None:
+            return None
+        of, row = place
+        return (self._vectors, self._delta.vectors)[of].take(np.array([row]))[0].copy()
 
-    @property
-    def labels(self) -> pa.ChunkedArray:
-        """All labels, by row."""
-        return self._items[LABEL]
+    def add(
+        self,
+        item_ids: Sequence[str],
+        vectors: np.ndarray,
+        labels: Sequence[str | None] | None = None,
+        attributes: Sequence[Attributes] | None = None,
+    ) -> None:
+        """Add items; none where one of them cannot be. They are found at once.
 
-    def _neighbours(self, rows: np.ndarray, distances: np.ndarray) -> list[Neighbour]:
-        found = self._items.take(pa.array(rows))
-        return [
-            Neighbour(item_id, label, float(distance))
-            for item_id, label, distance in zip(
-                found[ITEM_ID].to_pylist(),
-                found[LABEL].to_pylist(),
-                distances,
-                strict=True,
+        Args:
+            item_ids: n new ids.
+            vectors: (n, dim) numbers.
+            labels: n, or None for none.
+            attributes: n, or None for none.
+
+        Raises:
+            DataError: an id that is in the index or twice among these, or values that do not fit.
+        """
+        with self._lock:
+            for item_id in item_ids:
+                if item_id in self:
+                    raise DataError(
+                        f"item {item_id!r} is in the index already",
+                        remedy="Use `change` for items that are there",
+                    )
+            self._append(item_ids, vectors, labels, attributes)
+
+    def change(
+        self,
+        item_ids: Sequence[str],
+        vectors: np.ndarray,
+        labels: Sequence[str | None] | None = None,
+        attributes: Sequence[Attributes] | None = None,
+    ) -> None:
+        """Give items that are there new vectors, labels and attributes: all three, as `add`.
+
+        Raises:
+            DataError: an id that is not in the index or twice among these, or values that do not
+                fit.
+        """
+        with self._lock:
+            before = self._places(item_ids)
+            self._append(item_ids, vectors, labels, attributes)
+            self._kill(before)
+
+    def delete(self, item_ids: Sequence[str]) -> None:
+        """Delete items; none where one of them is not there.
+
+        Raises:
+            DataError: an id that is not in the index, or twice among these.
+        """
+        with self._lock:
+            self._kill(self._places(item_ids))
+
+    def commit(self, made_from: dict[str, Any] | None = None) -> Artifact:
+        """Commit the index as it is now: what is new as a delta part, what is gone as tombstones.
+
+        Args:
+            made_from: versions of tables that are other than the opened version's; JSON values.
+
+        Raises:
+            DataError: nothing is left in it, so that there is nothing to search.
+        """
+        with self._lock:
+            if not len(self):
+                raise DataError("every item of the index was deleted", remedy="Build a new one")
+            source = {k: v for k, v in self.meta.items() if k not in OF_VERSION} | (made_from or {})
+            if source["encoder"] != self.encoder:
+                raise DataError(
+                    f"the index is of encoder {self.encoder[:12]}, its change of encoder "
+                    f"{source['encoder'][:12]}",
+                    remedy="Build a new index of the new encoder's vectors",
+                )
+            if len(self._delta) > self._ends[-1]:
+                self._parts.append(self._new_part(source))
+                self._ends.append(len(self._delta))
+            recall = self.meta.get("recall")
+            version = Version(self._parts, self.plan, self.metric, self.dim, source, recall)
+            with artifacts.workbench() as folder:
+                made = version.commit(self._root, folder, self._tombstones())
+            self.meta = made.meta
+            return made
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All items with their vectors, by ascending id: what `build` takes, to fold the parts.
+
+        Raises:
+            ConfigError: an index that keeps codes alone.
+        """
+        plan = self.plan
+        if plan.kind in ("ivf_sq8", "ivf_pq") and not plan.keeps_originals:
+            raise ConfigError(
+                f"an index of kind {plan.kind!r} that keeps codes alone has no vectors to build "
+                "another of",
+                remedy="Run `lookalike index`, which takes them from the tables",
             )
-        ]
+        with self._lock:
+            base, delta = self._alive.numbers, np.flatnonzero(self._delta.alive)
+        rows = np.concatenate([base, delta + len(self._items)])
+        ids, _ = self._named(rows)
+        rows = rows[np.argsort(np.array(ids, dtype=object), kind="stable")]
+        for begin in range(0, len(rows), _CHUNK):
+            yield self._batch(rows[begin : begin + _CHUNK])
+
+    def _queries(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim or vectors.dtype.kind not in "fiu":
+            raise DataError(
+                f"vectors of shape {vectors.shape} and {vectors.dtype} came to the index",
+                allowed=f"numbers, (n, {self.dim})",
+            )
+        return prepared(finite(vectors), self.metric)
+
+    def _chosen(self, where: str | Selection | None) -> tuple[Rows, Rows]:
+        """Rows of the base and of the delta that may be found."""
+        with self._lock:
+            size = len(self._delta)
+            alive = self._delta.alive[:size]
+            if where is None:
+                return self._alive, Rows.of(alive) if size else _NO_ROWS
+            if isinstance(where, str):
+                return self._filters.matching(where).among(self._alive, alive)
+            if where.index is not self:
+                raise DataError("the selection is of another index", remedy="Call `among` of this")
+            return where.matching.among(self._alive, alive)
+
+    def _place(self, item_id: str) -> tuple[int, int] | None:
+        """Where an item is: 0 for the base or 1 for the delta, and its row."""
+        row = self._delta.rows.get(item_id)
+        if row is not None:
+            return 1, row
+        row = self._items.find(item_id)
+        return (0, row) if row is not None and row in self._alive else None
+
+    def _places(self, item_ids: Sequence[str]) -> list[tuple[int, int]]:
+        _once(item_ids)
+        found = []
+        for item_id in item_ids:
+            place = self._place(item_id)
+            if place is None:
+                raise DataError(f"there is no item {item_id[:100]!r} in the index")
+            found.append(place)
+        return found
+
+    def _append(
+        self,
+        item_ids: Sequence[str],
+        vectors: np.ndarray,
+        labels: Sequence[str | None] | None,
+        attributes: Sequence[Attributes] | None,
+    ) -> None:
+        _once(item_ids)
+        kept = self._queries(vectors)
+        labels = [None] * len(item_ids) if labels is None else labels
+        attributes = [None] * len(item_ids) if attributes is None else attributes
+        if not len(item_ids) == len(kept) == len(labels) == len(attributes):
+            raise DataError(
+                f"{len(item_ids)} ids, {len(kept)} vectors, {len(labels)} labels and "
+                f"{len(attributes)} attributes came to the index",
+                allowed="as many of each",
+            )
+        try:
+            Items.of(item_ids, labels, attributes)
+        except (pa.ArrowInvalid, TypeError, AttributeError) as error:
+            raise DataError(
+                f"an id, a label or an attribute is no text ({error})",
+                allowed="ids: text; labels: text or None; attributes: texts by their keys, or None",
+            ) from None
+        self._delta.add(list(item_ids), kept, list(labels), list(attributes))
+
+    def _kill(self, places: list[tuple[int, int]]) -> None:
+        gone = np.array([row for of, row in places if of == 0], np.int64)
+        if len(gone):
+            self._alive = self._alive.without(gone)
+        for of, row in places:
+            if of == 1:
+                self._delta.kill(row)
+
+    def _tombstones(self) -> np.ndarray:
+        """int64 (n, 2): part and row of what is not found any more."""
+        base = np.flatnonzero(~self._alive.mask)
+        found = [np.stack([np.zeros_like(base), base], axis=1)]
+        for part, (begin, end) in enumerate(zip(self._ends, self._ends[1:], strict=False), start=1):
+            rows = np.flatnonzero(~self._delta.alive[begin:end])
+            found.append(np.stack([np.full_like(rows, part), rows], axis=1))
+        return np.concatenate(found)
+
+    def _new_part(self, made_from: dict[str, Any]) -> Artifact:
+        begin, end = self._ends[-1], len(self._delta)
+        return commit_delta(
+            self._root,
+            self._delta.items(begin, end),
+            self._delta.vectors.take(slice(begin, end)),
+            self.metric,
+            made_from,
+        )
+
+    def _named(self, rows: np.ndarray) -> tuple[list[str], list[str | None]]:
+        """Ids and labels of rows; those of the delta are counted on from the base's."""
+        base = len(self._items)
+        late = np.flatnonzero(rows >= base)
+        ids, labels = self._items.named(np.where(rows < base, rows, 0) if len(late) else rows)
+        for place in late.tolist():
+            ids[place] = self._delta.ids[rows[place] - base]
+            labels[place] = self._delta.labels[rows[place] - base]
+        return ids, labels
+
+    def _batch(self, rows: np.ndarray) -> pa.RecordBatch:
+        ids, labels = self._named(rows)
+        base = len(self._items)
+        own, late = rows < base, rows >= base
+        vectors = np.empty((len(rows), self.dim), np.float32)
+        vectors[own] = self._vectors.take(rows[own])
+        vectors[late] = self._delta.vectors.take(rows[late] - base)
+        attributes = np.empty(len(rows), object)
+        attributes[own] = self._items.attributes(rows[own])
+        attributes[late] = [self._delta.attributes[row - base] for row in rows[late]]
+        maps = [None if a is None else list(a.items()) for a in attributes]
+        flat = pa.array(vectors.ravel())
+        return pa.record_batch(
+            [
+                pa.array(ids, pa.string()),
+                pa.array(labels, pa.string()),
+                pa.array(maps, pa.map_(pa.string(), pa.string())),
+                pa.FixedSizeListArray.from_arrays(flat, self.dim).cast(pa.list_(pa.float32())),
+            ],
+            [ITEM_ID, LABEL, ATTRIBUTES, VECTOR],
+        )
 
 
-def set_threads(threads: int) -> None:
-    """Threads that searching and building take in this process."""
-    faiss.omp_set_num_threads(threads)
-
-
-def recall(exact: np.ndarray, found: np.ndarray) -> float:
-    """Mean share of each query's exact neighbours that were found; rows of int (n, k)."""
-    shares = [np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]
-    return float(np.mean(shares))
+def _once(item_ids: Sequence[str]) -> None:
+    if len(set(item_ids)) < len(item_ids):
+        twice = next(i for n, i in enumerate(item_ids) if i in item_ids[:n])
+        raise DataError(f"item {twice!r} came to the index twice", allowed="each id once")

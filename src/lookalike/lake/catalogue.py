@@ -20,7 +20,7 @@ _WITH_PIXELS: Final = (
 
 
 def with_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFrame:
-    """Items that have a vector: item_id, label, vector; by ascending item_id.
+    """Items that have a vector: item_id, label, attributes, vector; by ascending item_id.
 
     Args:
         tables: the warehouse's.
@@ -30,7 +30,7 @@ def with_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFr
     return (
         tables.read("items", items_version)
         .join(_vectors(tables, fingerprint), "sha256")
-        .select("item_id", "label", "vector")
+        .select("item_id", "label", "attributes", "vector")
         .orderBy("item_id")
     )
 

@@ -16,7 +16,6 @@ from mlflow.pyfunc import PythonModel
 from lookalike.encoder import normalised
 from lookalike.errors import DataError, LookalikeError
 from lookalike.index import Neighbour
-from lookalike.index import search as searching
 from lookalike.serving.release import DEFAULT_K, KIND, Release
 
 KINDS: Final = ("image", "item_id", "vector")
@@ -38,18 +37,17 @@ class Recommender(PythonModel):
     """Similar items by image (base64 with or without a data-URL prefix, or bytes), id or vector.
 
     A row in gives up to k rows out, nearest first: `query` (the row's key, else its number),
-    `rank` from 1, `item_id`, `label`, `distance` (cosine), `similarity` (the probability that the
-    two share a label, by the encoder's calibration; None where it has none). A row that cannot be
-    answered gives one row of rank 0 with `error`, the others are answered. An item is not its own
-    neighbour. A release whose encoder takes vectors answers no image.
+    `rank` from 1, `item_id`, `label`, `distance` (of the index's metric), `similarity` (the
+    probability that the two share a label, by the encoder's calibration; None where it has none).
+    A row that cannot be answered gives one row of rank 0 with `error`, the others are answered. An
+    item is not its own neighbour. A release whose encoder takes vectors answers no image.
     """
 
     _release: Release
 
     def load_context(self, context: Any) -> None:
         # A serving process takes requests side by side: threads of their own would only compete.
-        searching.set_threads(1)
-        self._release = Release.open(Path(context.artifacts[KIND]))
+        self._release = Release.open(Path(context.artifacts[KIND]), threads=1)
 
     def predict(
         self,

@@ -60,8 +60,12 @@ class Release:
     meta: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> Release:
+    def open(cls, folder: Path, threads: int | None = None) -> Release:
         """Open a release.
+
+        Args:
+            folder: of the release.
+            threads: that a search takes; None for as many as faiss takes.
 
         Raises:
             ArtifactError: missing, damaged, or of parts that do not belong together.
@@ -69,7 +73,7 @@ class Release:
         meta = artifacts.open_artifact(str(folder), KIND).meta
         opened = cls(
             Encoder.open(str(folder / "encoder")),
-            Index.open(str(folder / "index"), meta["index"]),
+            Index.open(str(folder / "index"), meta["index"], threads),
             meta,
         )
         if not opened.encoder.fingerprint == opened.index.encoder == meta["encoder"]:
@@ -151,7 +155,7 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
                 artifacts={KIND: str(folder)},
                 code_paths=[str(_code(workbench))],
                 signature=_signature(),
-                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+                pip_requirements=_requirements(folder),
             )
         registered = mlflow.register_model(logged.model_uri, name, tags=tags)
     return int(registered.version)
@@ -199,6 +203,12 @@ def load_champion(tracking: Tracking, name: str) -> Any:
     number = need_champion(tracking, name).version
     with tracking.connected():
         return mlflow.pyfunc.load_model(f"models:/{name}/{number}")
+
+
+def _requirements(folder: Path) -> list[str]:
+    tree = Release.open(folder).index.plan.kind == "kd_tree"
+    packages = [*REQUIREMENTS, *(["scikit-learn"] if tree else [])]
+    return [f"{package}=={version(package)}" for package in packages]
 
 
 def _code(folder: Path) -> Path:

@@ -7,16 +7,20 @@ from typing import Any
 from lookalike import artifacts
 from lookalike.encoder import Encoder
 from lookalike.errors import LookalikeError
-from lookalike.index import Plan, build
+from lookalike.index import Plan, Wishes, build
 from lookalike.index.build import VERSION
-from lookalike.steps import train
+from lookalike.steps import plan_picture, train
 from lookalike.steps.context import Context, Result
 
 STEP = "index"
 
 
 class Indexed(Result):
-    """The committed index version: `seen` items = `count` in it + `left_out` without a vector."""
+    """The committed index version: `seen` items = `count` in it + `left_out` without a vector.
+
+    `recall` is that of held-out vectors, where the kind was chosen by trying and one was left to
+    be missed; the version's folder holds what was tried, plan.json and its picture.
+    """
 
     version: str
     encoder: str
@@ -25,12 +29,14 @@ class Indexed(Result):
     count: int
     left_out: int
     kind: str
+    recall: float | None = None
 
     @property
     def words(self) -> str:
+        found = "" if self.recall is None else f" (recall {self.recall:.3f})"
         return (
             f"{self.seen:,} items in = {self.count:,} indexed + {self.left_out:,} without a "
-            f"vector; {self.kind}, version {self.version}"
+            f"vector; {self.kind}{found}, version {self.version}"
         )
 
 
@@ -42,12 +48,13 @@ def run(context: Context) -> Indexed:
     config, ledger = context.config, context.ledger
     embedded = ledger.need("embed").outputs
     trained = train.of(context, embedded["fingerprint"], "embedding")
-    plan = Plan(**config.index.model_dump())
+    chosen = config.index.parameters
+    plan = Wishes(**chosen) if config.index.kind == "auto" else Plan(**chosen)
     made_from = {
         "encoder": embedded["fingerprint"],
         "items_version": embedded["items_version"],
     }
-    inputs = {**made_from, "plan": config.index.model_dump()}
+    inputs = {**made_from, "plan": {"kind": config.index.kind} | chosen}
     versions = artifacts.join(context.indexes, "versions")
 
     def whole(made: dict[str, Any]) -> bool:
@@ -55,12 +62,20 @@ def run(context: Context) -> Indexed:
 
     if last := ledger.find(STEP, inputs, whole):
         return Indexed(**last.outputs | {"unchanged": True})
-    dim = Encoder.open(trained["uri"]).specification.dim
+    specification = Encoder.open(trained["uri"]).specification
     rows = catalogue.with_vectors(
         context.tables, embedded["fingerprint"], embedded["items_version"]
     )
     with record_batches(rows, context.files) as batches:
-        built = build(context.indexes, batches, dim, plan, made_from)
+        built = build(
+            context.indexes,
+            batches,
+            specification.dim,
+            plan,
+            made_from,
+            metric=specification.metric,
+            draw=plan_picture.draw,
+        )
     seen = context.tables.read("items", embedded["items_version"]).count()
     count = built.meta["count"]
     left_out = catalogue.without_vectors(
@@ -75,7 +90,8 @@ def run(context: Context) -> Indexed:
         seen=seen,
         count=count,
         left_out=left_out,
-        kind=plan.kind,
+        kind=built.meta["plan"]["kind"],
+        recall=built.meta["recall"],
     )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result

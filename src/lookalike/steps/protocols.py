@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from lookalike import metrics
 from lookalike.index import Index
-from lookalike.index.search import recall
 from lookalike.metrics import Scores
 
 PROTOCOLS: Final = {
@@ -83,9 +80,10 @@ def index_recall(sample: Sample, index: Index) -> float:
     queries, gallery = metrics.unit(sample.vectors[own]), metrics.unit(sample.vectors[others])
     parts = [best for _, best, _ in metrics.nearest(queries, gallery, _RECALL_AT)]
     exact = gallery_ids[np.concatenate(parts)]
-    _, rows = index.search_rows(queries, _RECALL_AT, _gallery_rows(sample, index))
-    ids = np.array([*index.item_ids.to_pylist(), ""])
-    return recall(exact, ids[rows])
+    among = index.among(gallery_ids.tolist())
+    found = np.array(index.search(queries, _RECALL_AT, among).ids).reshape(len(queries), -1)
+    shares = [np.isin(best, near).mean() for best, near in zip(exact, found, strict=True)]
+    return float(np.mean(shares))
 
 
 def _known(sample: Sample) -> np.ndarray:
@@ -104,15 +102,15 @@ def _within(x: np.ndarray, labels: np.ndarray, own: np.ndarray) -> Scores:
 def _through_index(sample: Sample, index: Index) -> Scores:
     own, own_labels = sample.vectors[_known(sample)], sample.labels[_known(sample)]
     gallery_labels = sample.labels[~sample.test]
-    among = _gallery_rows(sample, index)
+    among = index.among(sample.item_ids[~sample.test].tolist())
     depth = metrics.ranking_depth(own_labels, gallery_labels)
     queries = metrics.unit(own)
-    # Row -1, where fewer were found, gets the last label: none.
-    names = np.array([name or "" for name in index.labels.to_pylist()] + [""])
 
     def ranked(depth: int) -> Iterator[np.ndarray]:
         for begin in range(0, len(queries), _CHUNK):
-            yield names[index.search_rows(queries[begin : begin + _CHUNK], depth, among)[1]]
+            found = index.search(queries[begin : begin + _CHUNK], depth, among)
+            labels = np.array([name or "" for name in found.labels], dtype=str)
+            yield labels.reshape(len(found), -1)
 
     def scores(depth: int) -> Scores:
         return metrics.scores(ranked(depth), own_labels, gallery_labels, self_in_gallery=False)
@@ -124,8 +122,3 @@ def _through_index(sample: Sample, index: Index) -> Scores:
         for name, values in found.by_class.items()
     }
     return replace(found, map_at_r=deep.map_at_r, by_class=by_class)
-
-
-def _gallery_rows(sample: Sample, index: Index) -> np.ndarray:
-    wanted = pa.array(sample.item_ids[~sample.test])
-    return pc.is_in(index.item_ids, value_set=wanted).to_numpy()

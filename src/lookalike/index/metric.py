@@ -1,0 +1,98 @@
+"""How far apart two vectors are: one meaning a metric, the smaller the nearer.
+
+| metric | distance of x and y | between |
+|---|---|---|
+| cosine | 1 - x.y / (|x| |y|); 1 where either is zero, for zero has no direction | 0 and 2 |
+| l2 | |x - y|, the Euclidean distance, not its square | 0 and infinity |
+| dot | -x.y | any numbers |
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import faiss
+import numpy as np
+
+from lookalike.errors import DataError
+
+Metric = Literal["cosine", "l2", "dot"]
+METRICS: Final[tuple[Metric, ...]] = ("cosine", "l2", "dot")
+_ROUNDING = 1e-6
+"""What float32's rounding does to the cosine of a vector with itself."""
+_CHUNK = 2**16
+
+
+def code_of(metric: Metric) -> int:
+    """faiss's number of a metric; cosine is the inner product of `prepared` vectors."""
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+
+
+def finite(vectors: np.ndarray) -> np.ndarray:
+    """The vectors.
+
+    Raises:
+        DataError: NaN or infinity among them.
+    """
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise DataError(f"vector {row} holds NaN or infinity", allowed="finite numbers")
+    return vectors
+
+
+def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
+    """Vectors as they are kept and searched for: float32 (n, dim), of L2 norm 1 for cosine.
+
+    Rows that have that norm already, and zeros, stay as they are.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if metric != "cosine":
+        return vectors
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    off = np.flatnonzero(~(np.abs(squares - 1) <= _ROUNDING))
+    if len(off):
+        # In doubles, where no square of a float32 overflows or vanishes.
+        wide = vectors[off].astype(np.float64)
+        norms = np.linalg.norm(wide, axis=1, keepdims=True)
+        vectors = vectors.copy()
+        vectors[off] = wide / np.where(norms == 0, 1, norms)
+    return vectors
+
+
+def distances(values: np.ndarray, metric: Metric) -> np.ndarray:
+    """Distances of what faiss gives: similarities, or squared Euclidean distances."""
+    match metric:
+        case "cosine":  # rounding takes the similarity of a vector with itself beyond 1
+            return np.maximum(1 - values, 0)
+        case "l2":
+            return np.sqrt(np.maximum(values, 0))
+        case "dot":
+            return -values
+
+
+def bound(radius: float, metric: Metric) -> float:
+    """What faiss compares with, so that what lies at `radius` itself is within it."""
+    match metric:
+        case "cosine":
+            return 1 - radius - _ROUNDING
+        case "l2":
+            return float(np.nextafter(np.float32(radius**2 * (1 + _ROUNDING)), np.float32(np.inf)))
+        case "dot":
+            return float(np.nextafter(np.float32(-radius), np.float32(-np.inf)))
+
+
+def apart(queries: np.ndarray, vectors: np.ndarray, metric: Metric) -> np.ndarray:
+    """Distances of each query to vectors of its own: (n, dim), (n, k, dim) to float32 (n, k).
+
+    Euclidean ones by differences: the usual expansion of the square loses small ones.
+    """
+    found = np.empty(vectors.shape[:2], np.float32)
+    step = max(1, _CHUNK // max(1, vectors.shape[1]))
+    for begin in range(0, len(queries), step):
+        few = slice(begin, begin + step)
+        if metric == "l2":
+            found[few] = np.linalg.norm(vectors[few] - queries[few, None], axis=2)
+        else:
+            products = np.einsum("nd,nkd->nk", queries[few], vectors[few])
+            found[few] = distances(products, metric)
+    return found

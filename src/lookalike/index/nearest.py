@@ -1,0 +1,123 @@
+"""Exactly as many neighbours as were asked for: searching one part, wider where a filter is narrow.
+
+An approximate search stops when it has looked at enough rows, whether they may be found or not.
+So it looks the harder the fewer may be; what still lacks neighbours looks harder yet; and where
+comparing with every row that may be found takes less than that, this is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import faiss
+import numpy as np
+
+from lookalike.index.flat import Flat
+from lookalike.index.metric import bound, code_of, distances
+from lookalike.index.rows import Rows
+from lookalike.index.vectors import (
+    IN_ORDER,
+    PAIRWISE,
+    Found,
+    Vectors,
+    Within,
+    apart_from,
+    nearest_of,
+)
+
+_CHUNK: Final = 2**16  # vectors compared with at a time
+_WIDER: Final = 4
+_NEIGHBOURS: Final = 10
+"""That an effort is meant for."""
+
+
+def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
+    """The `k` nearest of some rows, or all of them where there are fewer.
+
+    Args:
+        vectors: of a part.
+        queries: float32 (n, dim), `prepared`.
+        k: at least 1.
+        rows: which may be found.
+        effort: see `Plan.effort`; for 10 neighbours among all rows.
+
+    Returns:
+        (n, min(k, rows.count)) distances and rows, none of them -1.
+    """
+    k = min(k, rows.count)
+    if not k or not len(queries):
+        return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    # More neighbours lie farther away.
+    wide = max(1.0, effort / rows.share * max(1.0, k / _NEIGHBOURS) ** 0.5)
+    if _narrow(vectors, len(queries), k, rows, wide):
+        return exact(vectors, queries, k, rows)
+    near, found = vectors.search(queries, k, rows, int(np.ceil(wide)))
+    # What was not found comes last.
+    while len(waiting := np.flatnonzero(found[:, -1] < 0)):
+        wide *= _WIDER
+        if _narrow(vectors, len(waiting), k, rows, wide):
+            near[waiting], found[waiting] = exact(vectors, queries[waiting], k, rows)
+        else:
+            effort = int(np.ceil(wide))
+            near[waiting], found[waiting] = vectors.search(queries[waiting], k, rows, effort)
+    return near, found
+
+
+def _narrow(vectors: Vectors, queries: int, k: int, rows: Rows, effort: float) -> bool:
+    """Whether comparing with every row that may be found costs less than a search."""
+    # Queries share what is fetched; whole vectors that are all wanted are used where they lie.
+    fetched = 0 if rows.whole and isinstance(vectors, Flat) else vectors.fetching
+    every = rows.count * (fetched / queries + IN_ORDER)
+    return vectors.work(k, rows, int(np.ceil(effort))) >= every
+
+
+def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
+    """As `search`, by comparing with every row that may be found."""
+    k = min(k, rows.count)
+    near = np.empty((len(queries), 0), np.float32)
+    found = np.empty((len(queries), 0), np.int64)
+    code = code_of(vectors.metric)
+    for numbers, some in _chunks(vectors, rows):
+        values, places = faiss.knn(queries, some, min(k, len(some)), metric=code)
+        near = np.concatenate([near, distances(values, vectors.metric)], axis=1)
+        found = np.concatenate([found, numbers[places]], axis=1)
+        near, found = nearest_of(near, found, k)
+    if vectors.metric == "l2":
+        near, found = nearest_of(apart_from(vectors, queries, found), found, k)
+    return near, found
+
+
+def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> Within:
+    """All of some rows that are at most so far away, in any order."""
+    if len(queries) and rows.count and (own := vectors.within(queries, radius, rows)) is not None:
+        return own
+    sizes = np.zeros(len(queries), np.int64)
+    near, found, owners = [], [], []
+    for numbers, some in _chunks(vectors, rows):
+        flat = faiss.IndexFlat(some.shape[1], code_of(vectors.metric))
+        flat.add(np.ascontiguousarray(some))
+        for begin in range(0, len(queries), PAIRWISE):
+            few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])
+            limits, values, places = flat.range_search(few, bound(radius, vectors.metric))
+            counts = np.diff(limits.astype(np.int64))
+            sizes[begin : begin + len(few)] += counts
+            owners.append(np.repeat(np.arange(begin, begin + len(few)), counts))
+            near.append(distances(values, vectors.metric))
+            found.append(numbers[places])
+    limits = np.concatenate([[0], np.cumsum(sizes)])
+    if not found:
+        return limits, np.empty(0, np.float32), np.empty(0, np.int64)
+    order = np.argsort(np.concatenate(owners), kind="stable")
+    return limits, np.concatenate(near)[order], np.concatenate(found)[order]
+
+
+def _chunks(vectors: Vectors, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers that may be found, with their vectors: those side by side without a copy."""
+    for begin in range(0, rows.count, _CHUNK):
+        if rows.whole:
+            numbers = np.arange(begin, min(begin + _CHUNK, rows.total))
+            yield numbers, vectors.take(slice(begin, begin + len(numbers)))
+        else:
+            numbers = rows.numbers[begin : begin + _CHUNK]
+            yield numbers, vectors.take(numbers)

@@ -1,0 +1,76 @@
+"""What a search found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+
+Named = tuple[list[str], list[str | None]]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An item found: its id, its label, its distance (see `lookalike.index.metric`)."""
+
+    item_id: str
+    label: str | None
+    distance: float
+
+
+class Neighbours(Sequence[list[Neighbour]]):
+    """By query, the items found, nearest first; also all of them as columns, one query after
+    another.
+
+    Attributes:
+        limits: int64 (queries + 1,), where in the columns each query's begin.
+        distances: float32 (found,).
+    """
+
+    def __init__(
+        self,
+        named: Callable[[np.ndarray], Named],
+        limits: np.ndarray,
+        distances: np.ndarray,
+        rows: np.ndarray,
+    ):
+        self.limits = limits
+        self.distances = distances
+        self._rows = rows
+        self._named = named
+
+    def __len__(self) -> int:
+        return len(self.limits) - 1
+
+    @overload
+    def __getitem__(self, query: int) -> list[Neighbour]: ...
+    @overload
+    def __getitem__(self, query: slice) -> list[list[Neighbour]]: ...
+    def __getitem__(self, query: int | slice) -> list[Neighbour] | list[list[Neighbour]]:
+        if isinstance(query, slice):
+            return [self[number] for number in range(*query.indices(len(self)))]
+        number = range(len(self))[query]
+        part = slice(self.limits[number], self.limits[number + 1])
+        ids, labels = self._columns
+        return [
+            Neighbour(*found)
+            for found in zip(ids[part], labels[part], self.distances[part].tolist(), strict=True)
+        ]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of all that was found."""
+        return self._columns[0]
+
+    @property
+    def labels(self) -> list[str | None]:
+        """Labels of all that was found."""
+        return self._columns[1]
+
+    @cached_property
+    def _columns(self) -> Named:
+        # Looked up when they are first asked for: who wants distances alone pays for no names.
+        return self._named(self._rows)

@@ -1,0 +1,126 @@
+"""The vectors of one part behind one seam, whatever the kind of index that keeps them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Final
+
+import faiss
+import numpy as np
+
+from lookalike.index.metric import Metric, apart, bound, distances
+from lookalike.index.plan import Plan
+from lookalike.index.rows import Rows
+
+VECTORS_FILE, ORIGINALS_FILE = "vectors.faiss", "originals.npy"
+Found = tuple[np.ndarray, np.ndarray]
+"""float32 (n, k) distances, nearest first, and int64 (n, k) rows; -1 where there is none."""
+Within = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""int64 (n + 1,) where each query's begin, float32 distances and int64 rows, in any order."""
+
+IN_ORDER: Final = 0.25
+"""What a distance costs where vectors lie side by side, in distances computed along a graph."""
+PASSED: Final = 0.02
+"""What passing over a row costs that may not be found."""
+PAIRWISE: Final = 16
+"""Queries that faiss compares by differences, not by the square's expansion."""
+
+
+class Vectors(ABC):
+    """The vectors of one part.
+
+    Args:
+        plan: how they are kept.
+        metric: of the distances.
+    """
+
+    def __init__(self, plan: Plan, metric: Metric):
+        self.plan = plan
+        self.metric = metric
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many there are."""
+
+    @property
+    @abstractmethod
+    def fetching(self) -> float:
+        """What `take` costs a row, in distances computed along a graph."""
+
+    @abstractmethod
+    def add(self, vectors: np.ndarray) -> None:
+        """Append float32 (n, dim), `prepared`."""
+
+    @abstractmethod
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        """float32 (n, dim), as near to what was added as they are kept."""
+
+    @abstractmethod
+    def search(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
+        """The nearest of some rows; fewer than `k` where that effort finds no more.
+
+        Args:
+            queries: float32 (n, dim), `prepared`.
+            k: at most `rows.count`.
+            rows: which may be found.
+            effort: see `Plan.effort`.
+        """
+
+    @abstractmethod
+    def work(self, k: int, rows: Rows, effort: int) -> float:
+        """What a query costs, in distances computed along a graph."""
+
+    @abstractmethod
+    def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
+        """All rows at most so far away, or None where they must be compared one by one."""
+
+
+def apart_from(vectors: Vectors, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Distances of each query to rows of its own, from the vectors as they are kept.
+
+    Args:
+        vectors: of a part.
+        queries: float32 (n, dim), `prepared`.
+        rows: int (n, k); negative ones are of no matter.
+    """
+    found = np.empty(rows.shape, np.float32)
+    step = max(1, 2**16 // max(1, rows.shape[1]))
+    for begin in range(0, len(rows), step):
+        few = slice(begin, begin + step)
+        kept = vectors.take(np.maximum(rows[few], 0).ravel())
+        kept = kept.reshape(*rows[few].shape, queries.shape[1])
+        found[few] = apart(queries[few], kept, vectors.metric)
+    return found
+
+
+def nearest_of(near: np.ndarray, rows: np.ndarray, k: int) -> Found:
+    """The `k` nearest of candidates: (n, m) distances, infinite where there is none, and rows.
+
+    Equal ones come by row.
+    """
+    order = np.lexsort((rows, near), axis=1)[:, :k]
+    near = np.take_along_axis(near, order, axis=1)
+    return near, np.where(np.isinf(near), -1, np.take_along_axis(rows, order, axis=1))
+
+
+def ranged(
+    index: faiss.Index,
+    queries: np.ndarray,
+    radius: float,
+    metric: Metric,
+    rows: Rows,
+    chosen: Any = None,
+) -> Within:
+    """All of some rows that faiss finds at most so far away, by its parameters `chosen`."""
+    chosen = faiss.SearchParameters() if chosen is None else chosen
+    if not rows.whole:
+        chosen.sel = rows.selector
+    parts = []
+    for begin in range(0, len(queries), PAIRWISE):
+        few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])
+        parts.append(index.range_search(few, bound(radius, metric), params=chosen))
+    sizes = np.concatenate([np.diff(limits.astype(np.int64)) for limits, _, _ in parts])
+    values = np.concatenate([values for _, values, _ in parts])
+    found = np.concatenate([found for _, _, found in parts])
+    return np.concatenate([[0], np.cumsum(sizes)]), distances(values, metric), found
