@@ -17,7 +17,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from PIL import Image
-from support import SECRET, Way, read_idx
+from support import SECRET, Way, read_idx, write_manifest
 
 from lookalike import artifacts
 from lookalike import encoder as encoders
@@ -375,7 +375,7 @@ def test_parts_that_do_not_belong_together_are_refused(way: Way, tmp_path: Path)
     raw["files"] = [
         vars(e) for e in artifacts.describe(tmp_path / "release") if e.path != "manifest.json"
     ]
-    manifest.write_text(json.dumps(raw))
+    write_manifest(manifest, raw)
     with pytest.raises(ArtifactError) as raised:
         Release.open(tmp_path / "release")
     assert own[:12] in str(raised.value)
@@ -408,7 +408,7 @@ def test_everything_names_what_it_was_made_from(way: Way, context: Context) -> N
     ledger = context.tables.read("ledger").collect()
     assert {row["step"] for row in ledger} == set(STEPS) - {"query"}
     for manifest in way.warehouse.rglob("manifest.json"):
-        assert json.loads(manifest.read_text())["format"] == 1
+        assert json.loads(manifest.read_text())["format"] == artifacts.FORMAT
 
 
 def test_no_pickles_and_no_secrets(way: Way) -> None:

@@ -239,6 +239,9 @@ def _fitted(spool: Spool, metric: Metric, chosen: planner.Choice, folder: Path) 
     """All of a spool, kept by the first of the planned that does what was wished for.
 
     What is held out joins when recall has been measured without it.
+
+    Raises:
+        ConfigError: on all vectors none of them does.
     """
     known = len(spool) - chosen.wishes.held_out(len(spool))
     for plan in chosen.plans:
@@ -246,9 +249,9 @@ def _fitted(spool: Spool, metric: Metric, chosen: planner.Choice, folder: Path) 
             file.unlink()
         vectors = filled(spool, plan, metric, folder, known)
         if chosen.confirm(vectors, spool, known):
-            break
-    extend(vectors, spool, len(spool))
-    return vectors
+            extend(vectors, spool, len(spool))
+            return vectors
+    raise chosen.refusal()
 
 
 def _matrix(batch: pa.RecordBatch, dim: int) -> np.ndarray:

@@ -148,6 +148,28 @@ class Choice:
         }
         return met
 
+    def refusal(self) -> ConfigError:
+        """The error of a wish that no kind meets, with the nearest that one does."""
+        wishes = self.wishes
+        wished = f"recall {wishes.recall:g} at k = {wishes.k}"
+        if wishes.memory is not None:
+            wished += f" in {wishes.memory:,} bytes"
+        near = []
+        if self.measured:
+            kind, size = self.measured["plan"]["kind"], self.measured["bytes"]
+            near.append(f"recall {self.measured['recall']:.3f} by {kind} in {size:,} bytes")
+        elif tried := [trial for trial in self.trials if trial.points]:
+            best = max(tried, key=lambda trial: trial.recall)
+            near.append(f"recall {best.recall:.3f} by {best.plan.kind} in {best.bytes:,} bytes")
+        if larger := [trial for trial in self.trials if trial.verdict == "memory"]:
+            least = min(larger, key=lambda trial: trial.bytes)
+            near.append(f"{least.plan.kind} from {least.bytes:,} bytes on")
+        return ConfigError(
+            f"no kind of index gives {wished} for {self.count:,} vectors of {self.dim}",
+            allowed="the nearest is " + ", or ".join(near) if near else None,
+            remedy="Lower index.recall, or raise index.memory or index.seconds",
+        )
+
     def told(self) -> dict[str, Any]:
         """All of it as JSON values."""
         trials = [asdict(trial) for trial in self.trials]
@@ -207,33 +229,13 @@ def choose(spool: Spool, metric: Metric, wishes: Wishes) -> Choice:
 def _decide(choice: Choice) -> None:
     good = [t for t in choice.trials if t.verdict == "slower"]
     if not good:
-        raise _impossible(choice)
+        raise choice.refusal()
     least = min(trial.seconds for trial in good)
     # What differs by less than timings do is the same: then the smaller one.
     good.sort(key=lambda t: (0, t.bytes) if t.seconds <= _ALIKE * least else (1, t.seconds))
     choice.plans += [trial.plan for trial in good]
     place = choice.trials.index(good[0])
     choice.trials[place] = replace(good[0], verdict="chosen")
-
-
-def _impossible(choice: Choice) -> ConfigError:
-    wishes = choice.wishes
-    wished = f"recall {wishes.recall:g} at k = {wishes.k}"
-    if wishes.memory is not None:
-        wished += f" in {wishes.memory:,} bytes"
-    near = []
-    tried = [trial for trial in choice.trials if trial.points]
-    if tried:
-        best = max(tried, key=lambda trial: trial.recall)
-        near.append(f"recall {best.recall:.3f} by {best.plan.kind} in {best.bytes:,} bytes")
-    if larger := [trial for trial in choice.trials if trial.verdict == "memory"]:
-        least = min(larger, key=lambda trial: trial.bytes)
-        near.append(f"{least.plan.kind} from {least.bytes:,} bytes on")
-    return ConfigError(
-        f"no kind of index gives {wished} for {choice.count:,} vectors of {choice.dim}",
-        allowed="the nearest is " + ", or ".join(near) if near else None,
-        remedy="Lower index.recall, or raise index.memory or index.seconds",
-    )
 
 
 def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator[Plan]:

@@ -64,9 +64,7 @@ def _named(trial: dict[str, Any]) -> str:
         words.append(f"{plan['nlist']:,} cells")
     if plan["kind"] in ("ivf_sq8", "ivf_pq"):
         words.append(f"re-ranked {plan['rerank']}k" if plan["rerank"] else "codes alone")
-    if trial["verdict"] == "chosen":
-        words.append("(chosen)")
-    return ", ".join(words)
+    return ", ".join(words) + (" (chosen)" if trial["verdict"] == "chosen" else "")
 
 
 def _timed(prefer: str) -> str:
