@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from support import QUICK, ROOT, Way
 
 from lookalike import artifacts, config
@@ -71,7 +72,7 @@ def copy(way: Way, context: Context, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _yaml(path: Path) -> Any:
-    return config.yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text())
 
 
 def _renamed(value: Any, before: str, after: str) -> Any:
