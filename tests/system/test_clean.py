@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
-from support import QUICK, ROOT, Way
+from support import QUICK, ROOT, Way, write_manifest
 
 from lookalike import artifacts, config
 from lookalike import encoder as encoders
@@ -51,7 +51,7 @@ def copy(way: Way, context: Context, tmp_path_factory: pytest.TempPathFactory) -
     # As JSON has it, where it is not ASCII.
     in_json = [json.dumps(path)[1:-1] for path in (before, after)]
     for manifest in warehouse.glob("[!m]*/**/manifest.json"):
-        manifest.write_text(manifest.read_text().replace(*in_json))
+        write_manifest(manifest, _renamed(json.loads(manifest.read_text()), before, after))
     with closing(sqlite3.connect(warehouse / "mlflow" / "mlflow.db")) as database, database:
         for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
             for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
