@@ -123,6 +123,24 @@ def _shown(terminal: Terminal, context: Context, name: str, place: str, work: Ca
     return result
 
 
+def _alone(
+    called: typer.Context,
+    name: str,
+    conf: Path,
+    settings: list[str] | None,
+    debug: bool,
+    as_json: bool,
+    work: Callable[[Context], R],
+) -> R:
+    """Do one step's work, and print its result as JSON where that is asked for."""
+    terminal: Terminal = called.obj
+    with _opened(terminal, name, conf, settings, debug) as context:
+        result = _shown(terminal, context, name, "", lambda: work(context))
+    if as_json:
+        terminal.out.print_json(result.model_dump_json())
+    return result
+
+
 def _command(step: str) -> None:
     module_help = {
         "duplicates": "Find duplicates, and decide which split each item is in.",
@@ -142,10 +160,11 @@ def _command(step: str) -> None:
         as_json: Json = False,
         debug: Debug = False,
     ) -> None:
-        with _opened(called.obj, step, conf, set_, debug) as context:
-            result = _run_step(called.obj, context, step, "")
-        if as_json:
-            called.obj.out.print_json(result.model_dump_json())
+        def work(context: Context) -> Result:
+            result: Result = importlib.import_module(f"lookalike.steps.{step}").run(context)
+            return result
+
+        _alone(called, step, conf, set_, debug, as_json, work)
 
 
 @app.command()
@@ -162,10 +181,7 @@ def ingest(
     """Load the source into the tables."""
     from lookalike.steps import ingest as step
 
-    with _opened(called.obj, step.STEP, conf, set_, debug) as context:
-        result = _run_step(called.obj, context, step.STEP, "", prune=prune)
-    if as_json:
-        called.obj.out.print_json(result.model_dump_json())
+    _alone(called, step.STEP, conf, set_, debug, as_json, lambda c: step.run(c, prune=prune))
 
 
 for _step in STEPS[1:3]:
@@ -190,10 +206,10 @@ def tune(
     """Search hyperparameters across the cluster's workers; a killed search goes on."""
     from lookalike.steps import tune as step
 
-    with _opened(called.obj, step.STEP, conf, set_, debug) as context:
-        result = _run_step(called.obj, context, step.STEP, "", more=more, fresh=fresh)
-    if as_json:
-        called.obj.out.print_json(result.model_dump_json())
+    def work(context: Context) -> Result:
+        return step.run(context, more=more, fresh=fresh)
+
+    _alone(called, step.STEP, conf, set_, debug, as_json, work)
 
 
 for _step in STEPS[4:-1]:
@@ -252,10 +268,8 @@ def inspect(
     from lookalike.steps import inspect as step
 
     terminal: Terminal = called.obj
-    with _opened(terminal, step.STEP, conf, set_, debug) as context:
-        result = _shown(terminal, context, step.STEP, "", lambda: step.run(context))
+    result = _alone(called, step.STEP, conf, set_, debug, as_json, step.run)
     if as_json:
-        terminal.out.print_json(result.model_dump_json())
         return
     for title, heads, rows in step.shown(result):
         terminal.table(title, heads, rows)
@@ -345,13 +359,9 @@ def check(
     """Read every artefact's files, and say which are not as they were committed."""
     from lookalike.steps import check as step
 
-    terminal: Terminal = called.obj
-    with _opened(terminal, step.STEP, conf, set_, debug) as context:
-        result = _shown(terminal, context, step.STEP, "", lambda: step.run(context))
-    if as_json:
-        terminal.out.print_json(result.model_dump_json())
-    elif result.unfinished:
-        terminal.table("Without a manifest", ("folder",), [(uri,) for uri in result.unfinished])
+    result = _alone(called, step.STEP, conf, set_, debug, as_json, step.run)
+    if not as_json and result.unfinished:
+        called.obj.table("Without a manifest", ("folder",), [(uri,) for uri in result.unfinished])
     if result.damaged:
         raise ArtifactError("\n".join(result.damaged))
 

@@ -56,11 +56,7 @@ def opened(root: str, name: str, folder: Path) -> Opened:
         ArtifactError: missing, damaged, or parts that do not belong together.
     """
     version = artifacts.open_artifact(artifacts.join(root, "versions", name), VERSION)
-    parts = [
-        artifacts.open_artifact(artifacts.join(root, "parts", part), PART)
-        for part in version.meta["parts"]
-    ]
-    _check(version, parts)
+    parts = parts_of(root, version)
     base, *later = [_part(version, part, artifacts.fetch(part, folder)) for part in parts]
     delta, ends = Delta(version.meta["dim"], version.meta["metric"]), [0]
     for vectors, items in later:
@@ -87,8 +83,20 @@ def opened(root: str, name: str, folder: Path) -> Opened:
     return Opened(version, parts, *base, rows, delta, ends)
 
 
-def _check(version: Artifact, parts: list[Artifact]) -> None:
+def parts_of(root: str, version: Artifact) -> list[Artifact]:
+    """The parts of a version.
+
+    Args:
+        root: folder or URI of all parts and versions.
+        version: opened.
+
+    Raises:
+        ArtifactError: missing, damaged, or not those that the version was made of.
+    """
     meta = version.meta
+    parts = [
+        artifacts.open_artifact(artifacts.join(root, "parts", part), PART) for part in meta["parts"]
+    ]
     for part, known in zip(parts, meta.get("digests", [None] * len(parts)), strict=True):
         if part.meta["encoder"] != meta["encoder"] or part.meta["dim"] != meta["dim"]:
             raise ArtifactError(
@@ -102,6 +110,7 @@ def _check(version: Artifact, parts: list[Artifact]) -> None:
                 f"index part {part.name} is not the one that version {version.name} was made of",
                 remedy=_AGAIN,
             )
+    return parts
 
 
 def _part(version: Artifact, part: Artifact, folder: Path) -> tuple[Built, Items]:

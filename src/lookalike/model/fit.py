@@ -108,7 +108,7 @@ class _Training:
         self.steps = budget.steps or self.per_epoch * (budget.epochs or train.epochs)
         """In all; of a budget of minutes as many as will be, as it looks until now."""
         snapshot.check(train.batch, ranks.size, seed, -(-self.steps // self.per_epoch))
-        self.network = self._network()
+        self._use(self._network())
         if train.init_from is not None:
             networks.start_from(self.network, train.init_from)
         self.objective = losses.make(train, len(snapshot.classes), ranks)
@@ -123,7 +123,6 @@ class _Training:
         self.state = tf.train.Checkpoint(
             network=self.network, optimizer=self.optimizer, objective=self.objective
         )
-        self.encode = validation.forward(self._encoder())
         self.place = Place()
         self.cache: Path | None = None
         self.best: list[np.ndarray] = []
@@ -159,15 +158,17 @@ class _Training:
         if tf.keras.mixed_precision.global_policy().name != "float32":
             # What is exported computes alike everywhere.
             tf.keras.mixed_precision.set_global_policy("float32")
-            trained, self.network = self.network, self._network()
-            self.network.set_weights(trained.get_weights())
-            self.encode = validation.forward(self._encoder())
+            trained = self.network.get_weights()
+            self._use(self._network())
+            self.network.set_weights(trained)
         after = self._vectors(pixels)
-        return Fitted(self._encoder(), tuple(curve), best, before, after, classes)
+        return Fitted(self.encoder, tuple(curve), best, before, after, classes)
 
-    def _encoder(self) -> tf.keras.Model:
-        """What makes vectors once it is trained; its weights are the network's."""
-        return networks.with_mirror(self.network) if self.train.mirrored else self.network
+    def _use(self, network: tf.keras.Model) -> None:
+        """Train this network; what makes vectors of it has the same weights."""
+        self.network = network
+        self.encoder = networks.with_mirror(network) if self.train.mirrored else network
+        self.encode = validation.forward(self.encoder)
 
     def _network(self) -> tf.keras.Model:
         train = self.train

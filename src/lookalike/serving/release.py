@@ -206,7 +206,9 @@ def load_champion(tracking: Tracking, name: str) -> Any:
 
 
 def _requirements(folder: Path) -> list[str]:
-    tree = Release.open(folder).index.plan.kind == "kd_tree"
+    name = artifacts.open_artifact(str(folder), KIND).meta["index"]
+    index = artifacts.open_artifact(str(folder / "index" / "versions" / name), VERSION)
+    tree = index.meta["plan"]["kind"] == "kd_tree"
     packages = [*REQUIREMENTS, *(["scikit-learn"] if tree else [])]
     return [f"{package}=={version(package)}" for package in packages]
 

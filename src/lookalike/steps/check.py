@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from lookalike import artifacts, encoder
-from lookalike.artifacts import Artifact
+from lookalike import artifacts
 from lookalike.errors import ArtifactError
-from lookalike.index.build import PART, VERSION, digest
+from lookalike.index.build import VERSION
+from lookalike.index.reading import parts_of
 from lookalike.steps.context import Context, Result
 
 STEP = "check"
@@ -44,7 +42,7 @@ def run(context: Context) -> Checked:
     damaged: list[str] = []
     places = [
         (kind, artifacts.join(root, str(info.base_name)))
-        for kind, root in _roots(context)
+        for kind, root in context.kept
         for info in artifacts.children(root)
     ]
     unfinished = tuple(uri for _, uri in places if not _sealed(uri))
@@ -57,7 +55,7 @@ def run(context: Context) -> Checked:
             size += sum(entry.size for entry in artifact.manifest.files)
             artifacts.verify(artifact)
             if kind == VERSION:
-                _verify_parts(context, artifact)
+                parts_of(context.indexes, artifact)
         except ArtifactError as error:
             damaged.append(str(error))
         context.progress(done, len(places))
@@ -70,29 +68,7 @@ def run(context: Context) -> Checked:
     )
 
 
-def _roots(context: Context) -> Iterator[tuple[str, str]]:
-    yield "snapshot", artifacts.join(context.files, "snapshots")
-    yield encoder.KIND, context.encoders
-    yield PART, artifacts.join(context.indexes, "parts")
-    yield VERSION, artifacts.join(context.indexes, "versions")
-    yield "report", context.reports
-    yield "inspection", context.inspections
-
-
 def _sealed(uri: str) -> bool:
     inner, path = artifacts.filesystem(uri)
     found = inner.get_file_info(f"{path}/{artifacts.MANIFEST}")
     return bool(found.type.name == "File")
-
-
-def _verify_parts(context: Context, version: Artifact) -> None:
-    """Whether the parts of an index version are those that it was made of."""
-    digests = version.meta.get("digests")  # format 1 has none
-    for name, known in zip(version.meta["parts"], digests or [], strict=False):
-        uri = artifacts.join(context.indexes, "parts", name)
-        if digest(artifacts.open_artifact(uri, PART)) != known:
-            raise ArtifactError(
-                f"{uri}/{artifacts.MANIFEST} is not that of the part that index version "
-                f"{version.name} was made of",
-                remedy="Run `lookalike index` again",
-            )

@@ -141,14 +141,7 @@ def _remove(context: Context, thing: Thing) -> None:
 
 def _folders(context: Context) -> Iterator[tuple[str, Manifest | None]]:
     """Where artefacts are or were to be, each with its manifest where it has one."""
-    for kind, root in (
-        (retention.SNAPSHOT, artifacts.join(context.files, "snapshots")),
-        (retention.ENCODER, context.encoders),
-        (retention.INDEX, artifacts.join(context.indexes, "versions")),
-        (retention.PART, artifacts.join(context.indexes, "parts")),
-        (retention.REPORT, context.reports),
-        (retention.INSPECTION, context.inspections),
-    ):
+    for kind, root in context.kept:
         yield from artifacts.survey(root, kind)
     # Of trainings that never ended: one that does removes its own.
     for info in artifacts.children(context.checkpoints):

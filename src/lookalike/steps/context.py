@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from lookalike import artifacts
+from lookalike import artifacts, retention
 from lookalike.config import Config
 from lookalike.errors import ConfigError
 from lookalike.tracking import Tracking
@@ -155,3 +155,15 @@ class Context:
     @property
     def inspections(self) -> str:
         return artifacts.join(self.files, "inspections")
+
+    @property
+    def kept(self) -> tuple[tuple[str, str], ...]:
+        """Kinds of artefacts that stay until they are cleaned away, and the root of each."""
+        return (
+            (retention.SNAPSHOT, artifacts.join(self.files, "snapshots")),
+            (retention.ENCODER, self.encoders),
+            (retention.INDEX, artifacts.join(self.indexes, "versions")),
+            (retention.PART, artifacts.join(self.indexes, "parts")),
+            (retention.REPORT, self.reports),
+            (retention.INSPECTION, self.inspections),
+        )
