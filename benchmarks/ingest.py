@@ -8,7 +8,7 @@ same files). 60,000 images in IDX files: the same reloads. All in one session, i
 Photos: those of the folder `LOOKALIKE_DATA`/grocery, each in nine versions (itself and random
 crops of 5/6 of its sides, as JPEG of quality 88); else the shipped sample, enlarged.
 
-    uv run benchmarks/ingest.py [--json PATH] [--photos N] [--rounds N]
+    uv run benchmarks/ingest.py [--json PATH] [--photos N] [--images N] [--rounds N]
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ SAMPLE = ROOT / "data" / "fashion-mnist-sample"
 def main() -> None:
     parser = asked(__doc__)
     parser.add_argument("--photos", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=60_000, help="in IDX files")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lookalike-bench-") as name:
@@ -51,9 +52,9 @@ def main() -> None:
         title = f"{arguments.photos:,} photos, {content / 2**20:.0f} MiB"
         spark = open_session(Spark(master="local[2]", driver_memory="3g"), "benchmark")
         try:
-            figures = Figures("ingest", f"{title}, and IDX files of 60,000 images")
+            figures = Figures("ingest", f"{title}, and IDX files of {arguments.images:,} images")
             _photos(spark, folder, arguments.rounds, content, figures)
-            _idx(spark, folder, arguments.rounds, figures)
+            _idx(spark, folder, arguments.rounds, arguments.images, figures)
         finally:
             close_session(spark)
     figures.show(arguments.json)
@@ -107,8 +108,10 @@ def _photos(spark: SparkSession, folder: Path, rounds: int, content: int, figure
     figures.add("Spark's read and write", took["spark"], "s")
 
 
-def _idx(spark: SparkSession, folder: Path, rounds: int, figures: Figures) -> None:
-    pixels, labels = _idx_images()
+def _idx(spark: SparkSession, folder: Path, rounds: int, images: int, figures: Figures) -> None:
+    count = images - 10_000
+    more = images // 100
+    pixels, labels = _idx_images(images + more)
     data = _data(
         source="idx",
         **{
@@ -116,18 +119,17 @@ def _idx(spark: SparkSession, folder: Path, rounds: int, figures: Figures) -> No
             for split in ("train", "test")
         },
     )
-    count = 50_000
     seconds: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         tables = _tables(spark, folder / "wh" / "idx")
         changed = labels.copy()
-        changed[: len(labels) // 100] = (changed[: len(labels) // 100] + 1) % 10
+        changed[:more] = (changed[:more] + 1) % 10
         # What each load finds: images in the training file, and labels.
         found = {
             "first": (count, labels),
             "unchanged": (count, labels),
             "labels": (count, changed),
-            "more": (count + 600, changed),
+            "more": (count + more, changed),
         }
         for name, (train, given) in found.items():
             if name != "unchanged":
@@ -139,6 +141,7 @@ def _idx(spark: SparkSession, folder: Path, rounds: int, figures: Figures) -> No
         shutil.rmtree(folder / "wh")
         assert number <= rounds
     took = {name: median(values[1:]) for name, values in seconds.items()}
+    figures.add("IDX: first", took["first"], "s")
     figures.add("IDX: unchanged reload / first", took["unchanged"] / took["first"], "x", 0.20)
     figures.add("IDX: 1 % more / first", took["more"] / took["first"], "x", 0.30)
     figures.add("IDX: labels of 1 % / first", took["labels"] / took["first"], "x", 0.30)
@@ -228,8 +231,8 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _idx_images() -> tuple[np.ndarray, np.ndarray]:
-    """70,000 images and labels: Fashion-MNIST where it is at hand, else the sample repeated."""
+def _idx_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, repeated where there are fewer: Fashion-MNIST, else the sample."""
     found = Path(os.environ.get("LOOKALIKE_DATA", "")) / "fashion-mnist"
     folder = found if found.is_dir() else SAMPLE
     pixels, labels = (
@@ -244,7 +247,7 @@ def _idx_images() -> tuple[np.ndarray, np.ndarray]:
             ("labels-idx1-ubyte.gz", idx.LABELS),
         )
     )
-    rows = np.arange(70_000) % len(pixels)
+    rows = np.arange(count) % len(pixels)
     return pixels[rows], labels[rows]
 
 

@@ -6,7 +6,9 @@ Images of 28 x 28, batches of 10 x 8, the network and the loss of the demo, one 
 
 - bare: a tf.function over the same network, loss and optimiser, batches in memory;
 - fit: `lookalike`'s training in one process, from a snapshot;
-- 1 rank, 2 ranks: the same as Horovod ranks.
+- 1 rank, 2 ranks: the same as Horovod ranks;
+- beside: two of `fit` at once that know nothing of one another: what two ranks could reach at most
+  on this machine, whose cores share caches, memory and clock.
 
 Each in processes of its own, in turns; the first epoch of each is not counted.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,12 +46,12 @@ def main() -> None:
         kind, folder = given.one
         print(json.dumps(_KINDS[kind](Path(folder))))
         return
-    kinds = ("bare", "fit", "one", "two")
+    kinds = ("bare", "fit", "beside", "one", "two")
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), given.items)
         for _ in range(given.rounds):
-            rounds.append({kind: in_process(__file__, "--one", kind, folder) for kind in kinds})
+            rounds.append({kind: _measured(kind, folder) for kind in kinds})
         start = in_process(__file__, "--one", "start", folder)
     title = f"{given.items:,} images of 28 x 28, batches of 10 x 8, one thread a process"
     figures = Figures("training", title)
@@ -59,12 +62,23 @@ def main() -> None:
     figures.add("fit / bare loop, images/s", ratio("fit", "bare"), "x", 0.95, "higher")
     figures.add("one Horovod rank / fit", ratio("one", "fit"), "x", 0.97, "higher")
     figures.add("two ranks / one, each rank", ratio("two", "one") / 2, "x", 0.85, "higher")
+    beside = ratio("beside", "fit") / 2
+    figures.add("two processes that share nothing / one, each", beside, "x", None, "higher")
+    figures.add("two ranks / two such processes", ratio("two", "beside"), "x", None, "higher")
     waiting = median(r["fit"]["waiting"] for r in rounds)
     figures.add("share of a step waiting for data", waiting, "", 0.03)
     figures.add("bare loop", median(r["bare"]["pace"] for r in rounds), "images/s")
     for name, seconds in start.items():
         figures.add(f"until the first step: {name}", seconds, "s")
     figures.show(given.json)
+
+
+def _measured(kind: str, folder: str) -> dict[str, float]:
+    if kind != "beside":
+        return in_process(__file__, "--one", kind, folder)
+    with ThreadPoolExecutor(2) as pool:
+        alone = [pool.submit(in_process, __file__, "--one", "fit", folder) for _ in range(2)]
+        return {"pace": sum(each.result()["pace"] for each in alone)}
 
 
 def _train(ranks: int = 1) -> Train:

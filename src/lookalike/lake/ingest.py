@@ -30,7 +30,11 @@ _ITEM = (*_METADATA, "source", "source_version", "sha256")
 _SEEN = (
     "sha256 string, media string, width int, height int, phash string, reason string, detail string"
 )
-_SETTINGS = MANY_SMALL_FILES | {ARROW_ROWS: "64"}
+_SETTINGS = MANY_SMALL_FILES | {
+    ARROW_ROWS: "64",
+    # What is kept is kept for seconds: to find out how it would be packed takes longer.
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",
+}
 _FOR_GOOD = ("empty", "not_an_image", "damaged", "too_large")
 """Reasons that lie in the content. What else was rejected may be used under another recipe, or
 answer tomorrow, and is looked at again by each load."""
@@ -128,12 +132,15 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         found = _found(changes)
         if found.seen == 0:
             raise _nothing(source)
-        wanted = changes.where("change = 'read'")
+        moved = changes.where("change NOT IN ('same', 'known') OR mended")
+        if 2 * found.moved < found.seen:  # what stays as it was is looked through once
+            moved = keep(moved)
+        wanted = moved.where("change = 'read'")
         contents = outcome = None
         if found.read:
             contents = keep(_examined(source.read(wanted), source.media, rules))
             outcome = keep(_outcome(wanted, contents, found.read))
-        loaded = _Load(tables, changes, found, contents, outcome)
+        loaded = _Load(tables, moved, found, contents, outcome)
         good, bad, mended = loaded.counts()
         if bad + found.known > rules.max_reject_share * found.seen:
             raise _too_many(loaded.rejects, bad + found.known, found.seen, rules)
@@ -142,8 +149,7 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         pruned = _prune(tables, source, changes.select("item_id")) if prune else 0
         used, rejected = found.same, found.known
         if changed or bad:  # counted where they came to lie, not inferred
-            moved = changes.where("change NOT IN ('same', 'known')")
-            new_used, new_rejected = _counted(tables, moved, found.moved)
+            new_used, new_rejected = _counted(tables, moved, found.moved, bad)
             used, rejected = used + new_used, rejected + new_rejected
         return Loaded(found.seen, used, rejected, found.read, changed, found.taken, pruned)
 
@@ -172,7 +178,7 @@ class _Load:
     """What came, before it is committed."""
 
     tables: Tables
-    changes: DataFrame
+    moved: DataFrame
     found: _Found
     contents: DataFrame | None
     outcome: DataFrame | None
@@ -180,7 +186,7 @@ class _Load:
     @property
     def rejects(self) -> DataFrame:
         columns = ("item_id", "source", "source_version", "reason", "detail")
-        rows = self.changes.where("change = 'reject'").select(*columns)
+        rows = self.moved.where("change = 'reject'").select(*columns)
         if self.outcome is not None:
             bad = self.outcome.where("reason IS NOT NULL").select(*columns)
             rows = rows.unionByName(bad)
@@ -202,8 +208,8 @@ class _Load:
     def commit(self, good: int, bad: bool, mended: bool) -> None:
         """Write what there is of each; items last."""
         tables = self.tables
-        used = [self.changes.where("change = 'relabel'")] if self.found.relabelled else []
-        fixed = self.changes.where("mended").select("item_id")
+        used = [self.moved.where("change = 'relabel'")] if self.found.relabelled else []
+        fixed = self.moved.where("mended").select("item_id")
         if self.contents is not None and self.outcome is not None and good:
             read = self.outcome.where("reason IS NULL")
             _add_contents(tables, self.contents, read, good)
@@ -415,21 +421,18 @@ def _prune(tables: Tables, source: Source, ids: DataFrame) -> int:
     return pruned
 
 
-def _counted(tables: Tables, moved: DataFrame, count: int) -> tuple[int, int]:
+def _counted(tables: Tables, moved: DataFrame, count: int, bad: int) -> tuple[int, int]:
     """How many of these are in the tables of items and of rejects."""
-    keys = ["item_id", "source", "source_version"]
-    # Of a table much larger than these, nothing is sent about.
-    items = tables.read("items").join(sent(moved.select(*keys), count), keys, "left_semi")
-    items = items.select(*keys, F.lit(True).alias("there"))
-    rejects = tables.read("rejects").select("item_id", F.lit(True).alias("rejected"))
-    used = F.col("there").isNotNull() & F.col("reason").isNull()
-    row = (
-        moved.join(items, keys, "left")
-        .join(rejects, "item_id", "left")
-        .agg(F.count_if(used), F.count_if(~used & F.col("rejected").isNotNull()))
-        .first()
-    )
-    return tuple(row)  # type: ignore[arg-type, return-value]
+
+    def there(table: str, wanted: DataFrame, *keys: str) -> int:
+        # Of a table much larger than these, nothing is sent about.
+        ids = sent(wanted.select(*keys), count)
+        return tables.read(table).join(ids, list(keys), "left_semi").count()
+
+    # A reject whose content was not read has no version.
+    rejected = there("rejects", moved, "item_id") if bad else 0
+    used = moved.where("reason IS NULL")
+    return there("items", used, "item_id", "source", "source_version"), rejected
 
 
 def _nothing(source: Source) -> DataError:

@@ -23,9 +23,12 @@ JAVA_VERSIONS = (8, 11, 17)
 """What Spark 3.5 runs on."""
 
 # Jobs of seconds on a few cores never pay back what is compiled for them; the work is Python's.
+# One tier alone gets 48 MB for compiled code; a session of minutes fills that, and then all is
+# interpreted.
+_JAVA = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 _QUICK = {
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.driver.extraJavaOptions": _JAVA,
+    "spark.executor.extraJavaOptions": _JAVA,
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
 }

@@ -161,7 +161,7 @@ class Tables:
     def _history(self, table: str, commits: int = _HISTORY) -> list[tuple[int, str]]:
         """Versions and what made them, the newest first."""
         history = self.spark.sql(f"DESCRIBE HISTORY {self.name(table)} LIMIT {commits}")
-        return [(int(row[0]), row[1]) for row in history.select("version", "operation").collect()]
+        return [(int(row["version"]), row["operation"]) for row in history.collect()]
 
     def insert_new(self, table: str, rows: DataFrame, keys: tuple[str, ...]) -> None:
         """Add the rows whose keys are not in the table."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Final
 
 import numpy as np
@@ -25,6 +25,7 @@ from lookalike.lake.sources.table import files_state
 
 _CHUNK_IMAGES = 500
 _FEW = 5_000  # ids that go to the workers with the code
+_PARTS = 4  # of a file, each a task's; each task unpacks the whole file
 _RAW: Final = "item_id string, pixels binary, height int, width int"
 
 
@@ -59,21 +60,33 @@ class IdxSource:
     def listing(self) -> DataFrame:
         names = self.data.label_names
         # Pixels are listed where they are unpacked: to send them about takes longer than to hash.
-        return self._files().mapInArrow(lambda batches: _listed(batches, names), LISTED)
+        return self._files(_PARTS).mapInArrow(lambda batches: _listed(batches, names), LISTED)
 
     def read(self, wanted: DataFrame) -> DataFrame:
         ids = wanted.select("item_id")
         some = frozenset(row["item_id"] for row in ids.limit(_FEW + 1).collect())
-        few = some if len(some) <= _FEW else None
-        raw = self._files().mapInArrow(lambda batches: _raw(batches, few), _RAW)
-        if few is None:
-            raw = raw.join(sent(ids), "item_id", "left_semi")
+        if len(some) <= _FEW:
+            splits = {item_id.rpartition("-")[0] for item_id in some}
+            files = self._files(1).where(F.col("split").isin(splits))
+            return files.mapInArrow(lambda batches: _encoded(_raw(batches, some)), READ)
+        raw = self._files(_PARTS).mapInArrow(_raw, _RAW).join(sent(ids), "item_id", "left_semi")
         tasks = 2 * self.spark.sparkContext.defaultParallelism
         return raw.repartition(tasks, "item_id").mapInArrow(_encoded, READ)
 
-    def _files(self) -> DataFrame:
-        both = ((TRAIN, self.data.train), (TEST, self.data.test))
-        return reduce(DataFrame.unionByName, [self._pair(*each) for each in both])
+    def _files(self, most: int) -> DataFrame:
+        """Each pair of files once for each of the parts, `most` or fewer, that it is read in."""
+        parts = min(most, self.spark.sparkContext.defaultParallelism)
+        each = [
+            pair.withColumns({"part": F.lit(part), "parts": F.lit(parts)})
+            for pair in self._pairs
+            for part in range(parts)
+        ]
+        return reduce(DataFrame.unionByName, each)
+
+    @cached_property
+    def _pairs(self) -> tuple[DataFrame, DataFrame]:
+        # Looked up once: what is read is what was listed.
+        return self._pair(TRAIN, self.data.train), self._pair(TEST, self.data.test)
 
     def _pair(self, split: str, files: IdxFiles) -> DataFrame:
         return (
@@ -115,8 +128,10 @@ def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[_Chunk]:
             names = file["images_name"], file["labels_name"]
             pixels, labels = idx.parse_pair(file["images"], file["labels"], *names)
             split, source = file["split"], scrubbed(names[0])
-            for start in range(0, len(pixels), _CHUNK_IMAGES):
-                part = slice(start, min(start + _CHUNK_IMAGES, len(pixels)))
+            ends = np.linspace(0, len(pixels), file["parts"] + 1).astype(int).tolist()
+            first, end = ends[file["part"] : file["part"] + 2]
+            for start in range(first, end, _CHUNK_IMAGES):
+                part = slice(start, min(start + _CHUNK_IMAGES, end))
                 ids = [f"{split}-{number:06d}" for number in range(part.start, part.stop)]
                 yield _Chunk(split, source, ids, pixels[part], labels[part])
 
@@ -147,7 +162,9 @@ def _listed(
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _raw(batches: Iterable[pa.RecordBatch], few: frozenset[str] | None) -> Iterator[pa.RecordBatch]:
+def _raw(
+    batches: Iterable[pa.RecordBatch], few: frozenset[str] | None = None
+) -> Iterator[pa.RecordBatch]:
     schema = arrow_schema(_RAW)
     for chunk in _chunks(batches):
         _, height, width = chunk.pixels.shape
