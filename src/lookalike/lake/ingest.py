@@ -149,7 +149,8 @@ def load(tables: Tables, source: Source, rules: Rules, prune: bool = False) -> L
         pruned = _prune(tables, source, changes.select("item_id")) if prune else 0
         used, rejected = found.same, found.known
         if changed or bad:  # counted where they came to lie, not inferred
-            new_used, new_rejected = _counted(tables, moved, found.moved, bad)
+            other = moved.where("change != 'same'")  # those that are the same are counted
+            new_used, new_rejected = _counted(tables, other, found.moved, bad)
             used, rejected = used + new_used, rejected + new_rejected
         return Loaded(found.seen, used, rejected, found.read, changed, found.taken, pruned)
 
