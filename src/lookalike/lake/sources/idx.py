@@ -85,7 +85,7 @@ class IdxSource:
 
     @cached_property
     def _pairs(self) -> tuple[DataFrame, DataFrame]:
-        # Looked up once: what is read is what was listed.
+        # Each look at the files lists them: one serves listing and reading.
         return self._pair(TRAIN, self.data.train), self._pair(TEST, self.data.test)
 
     def _pair(self, split: str, files: IdxFiles) -> DataFrame:
