@@ -7,6 +7,9 @@ from typing import Final
 ITEM_ID: Final = "item_id"
 LABEL: Final = "label"
 ATTRIBUTES: Final = "attributes"
+FAMILY: Final = "lookalike.family"
+"""The attribute, in an index, that photos of one product and copies have in common. A catalogue's
+own attributes are named by its source."""
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"

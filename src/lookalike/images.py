@@ -132,6 +132,30 @@ def to_png(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def pixels(data: bytes) -> int:
+    """Width x height of an image file, as its header says.
+
+    Raises:
+        ImageError: empty, not an image, or of more than `MAX_PIXELS` pixels.
+    """
+    image = _open(data)
+    return image.width * image.height
+
+
+def thumbnail(data: bytes, size: int) -> bytes:
+    """An image file of any supported format as a JPEG of at most size x size, its aspect kept.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    image = _upright(data)
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    image.thumbnail((size, size), reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty", "the image has 0 bytes", allowed=f"a {_formats()} file")

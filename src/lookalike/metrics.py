@@ -227,6 +227,17 @@ class Calibration:
         x = self.weight * np.asarray(distance, np.float64) + self.bias
         return np.exp(-np.logaddexp(0, -x))  # sigmoid(x), of any x
 
+    def distance(self, similarity: float) -> float:
+        """The distance up to which the probability is at least `similarity`, which is in (0, 1).
+
+        -inf or inf where no distance, or every one, is that near: where the weight is not below 0,
+        the probability does not fall with the distance.
+        """
+        logit = float(np.log(similarity) - np.log1p(-similarity))
+        if self.weight < 0:
+            return (logit - self.bias) / self.weight
+        return np.inf if self.bias >= logit else -np.inf
+
 
 def calibrate(
     vectors: np.ndarray, labels: np.ndarray, seed: int, pairs: int = 20_000

@@ -18,6 +18,7 @@ from lookalike.config.losses import (
 from lookalike.config.quality import Evaluate, Gate
 from lookalike.config.recipe import Config, load
 from lookalike.config.search import Budget, Tune
+from lookalike.config.serving import Serving
 from lookalike.config.sources import (
     Data,
     Fetch,
@@ -52,6 +53,7 @@ __all__ = [
     "Mlflow",
     "MultiSimilarity",
     "NormalisedSoftmax",
+    "Serving",
     "Snapshots",
     "Spark",
     "Split",

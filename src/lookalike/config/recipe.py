@@ -20,6 +20,7 @@ from lookalike.config.keys import put
 from lookalike.config.quality import Evaluate, Gate
 from lookalike.config.refusals import validated
 from lookalike.config.search import Tune, trainings
+from lookalike.config.serving import Serving
 from lookalike.config.sources import Data, IdxData, VectorsData
 from lookalike.config.training import Train
 from lookalike.errors import ConfigError, scrubbed
@@ -43,6 +44,7 @@ class Config(Model):
     index: Index = Index()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    serving: Serving = Serving()
     mlflow: Mlflow = Mlflow()
 
     @property

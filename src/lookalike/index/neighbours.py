@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 Named = tuple[list[str], list[str | None]]
+About = list[dict[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Neighbours(Sequence[list[Neighbour]]):
     def __init__(
         self,
         named: Callable[[np.ndarray], Named],
+        about: Callable[[np.ndarray], About],
         limits: np.ndarray,
         distances: np.ndarray,
         rows: np.ndarray,
@@ -41,6 +43,7 @@ class Neighbours(Sequence[list[Neighbour]]):
         self.distances = distances
         self._rows = rows
         self._named = named
+        self._about = about
 
     def __len__(self) -> int:
         return len(self.limits) - 1
@@ -69,6 +72,11 @@ class Neighbours(Sequence[list[Neighbour]]):
     def labels(self) -> list[str | None]:
         """Labels of all that was found."""
         return self._columns[1]
+
+    @cached_property
+    def attributes(self) -> About:
+        """Attributes of all that was found; None for an item without any."""
+        return self._about(self._rows)
 
     @cached_property
     def _columns(self) -> Named:

@@ -21,7 +21,7 @@ from lookalike.index.delta import Delta
 from lookalike.index.filters import Filters, Matching
 from lookalike.index.items import Attributes, Items
 from lookalike.index.metric import Metric, finite, prepared
-from lookalike.index.neighbours import Neighbours
+from lookalike.index.neighbours import About, Neighbours
 from lookalike.index.plan import Plan
 from lookalike.index.reading import Opened, opened
 from lookalike.index.rows import Rows
@@ -145,7 +145,7 @@ class Index:
                 near = np.take_along_axis(near, order, axis=1)
                 rows = np.take_along_axis(rows, order, axis=1)
         limits = np.arange(len(queries) + 1) * near.shape[1]
-        return Neighbours(self._named, limits, near.ravel(), rows.ravel())
+        return Neighbours(self._named, self._about, limits, near.ravel(), rows.ravel())
 
     def within(
         self, vectors: np.ndarray, radius: float, where: str | Selection | None = None
@@ -175,7 +175,7 @@ class Index:
         near, rows = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
         order = np.lexsort((rows, near, owners))
         limits = np.concatenate([[0], np.cumsum(np.sum(sizes, axis=0))])
-        return Neighbours(self._named, limits, near[order], rows[order])
+        return Neighbours(self._named, self._about, limits, near[order], rows[order])
 
     def count(self, where: str | Selection | None = None) -> int:
         """How many items match."""
@@ -199,6 +199,14 @@ class Index:
             return None
         of, row = place
         return (self._vectors, self._delta.vectors)[of].take(np.array([row]))[0].copy()
+
+    def about(self, item_id: str) -> dict[str, str] | None:
+        """The attributes of an item; None where it has none, or is not in the index."""
+        place = self._place(item_id)
+        if place is None:
+            return None
+        of, row = place
+        return self._about(np.array([row + of * len(self._items)]))[0]
 
     def add(
         self,
@@ -407,6 +415,16 @@ class Index:
             labels[place] = self._delta.labels[rows[place] - base]
         return ids, labels
 
+    def _about(self, rows: np.ndarray) -> About:
+        """Attributes of rows, numbered as for `_named`."""
+        base = len(self._items)
+        own, late = rows < base, rows >= base
+        found = np.empty(len(rows), object)
+        found[own] = self._items.attributes(rows[own])
+        found[late] = [dict(a) if (a := self._delta.attributes[row - base]) else None
+                       for row in rows[late]]  # fmt: skip
+        return found.tolist()
+
     def _batch(self, rows: np.ndarray) -> pa.RecordBatch:
         ids, labels = self._named(rows)
         base = len(self._items)
@@ -414,10 +432,7 @@ class Index:
         vectors = np.empty((len(rows), self.dim), np.float32)
         vectors[own] = self._vectors.take(rows[own])
         vectors[late] = self._delta.vectors.take(rows[late] - base)
-        attributes = np.empty(len(rows), object)
-        attributes[own] = self._items.attributes(rows[own])
-        attributes[late] = [self._delta.attributes[row - base] for row in rows[late]]
-        maps = [None if a is None else list(a.items()) for a in attributes]
+        maps = [None if a is None else list(a.items()) for a in self._about(rows)]
         flat = pa.array(vectors.ravel())
         return pa.record_batch(
             [

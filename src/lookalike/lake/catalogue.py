@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from lookalike.columns import TEST, UNSEEN
-from lookalike.images import Preprocessing, decode
+from lookalike.columns import FAMILY, TEST, UNSEEN
+from lookalike.errors import ImageError
+from lookalike.images import Preprocessing, decode, thumbnail
+from lookalike.lake.splits import families
 from lookalike.lake.tables import Tables
 
 _WITH_PIXELS: Final = (
@@ -19,17 +22,32 @@ _WITH_PIXELS: Final = (
 )
 
 
-def with_vectors(tables: Tables, fingerprint: str, items_version: int) -> DataFrame:
+def with_vectors(tables: Tables, fingerprint: str, versions: dict[str, int]) -> DataFrame:
     """Items that have a vector: item_id, label, attributes, vector; by ascending item_id.
+
+    Those that share a group or a cluster of duplicates have `columns.FAMILY` among their
+    attributes, with equal values.
 
     Args:
         tables: the warehouse's.
         fingerprint: of the encoder.
-        items_version: version of the items table.
+        versions: of the tables 'items' and 'duplicates'.
     """
+    items = tables.read("items", versions["items"])
+    found = families(items, tables.read("duplicates", versions["duplicates"]))
+    members = F.count("*").over(Window.partitionBy("family"))
+    shared = found.withColumn("members", members).where("members > 1").drop("members")
+    family = F.create_map(F.lit(FAMILY), F.col("family").cast("string"))
+    attributes = F.coalesce("attributes", F.create_map().cast("map<string,string>"))
     return (
-        tables.read("items", items_version)
-        .join(_vectors(tables, fingerprint), "sha256")
+        items.join(_vectors(tables, fingerprint), "sha256")
+        .join(shared, "item_id", "left")
+        .withColumn(
+            "attributes",
+            F.when(F.col("family").isNull(), F.col("attributes")).otherwise(
+                F.map_concat(attributes, family)
+            ),
+        )
         .select("item_id", "label", "attributes", "vector")
         .orderBy("item_id")
     )
@@ -107,6 +125,36 @@ def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[s
     return {
         row["item_id"]: bytes(row["bytes"]) for row in rows.select("item_id", "bytes").collect()
     }
+
+
+def thumbnails(tables: Tables, items_version: int, size: int) -> DataFrame:
+    """Small pictures of the items: item_id, thumbnail (a JPEG file); by ascending item_id.
+
+    Args:
+        tables: the warehouse's.
+        items_version: version of the items table.
+        size: pixels of a picture's longer side, at most.
+    """
+    items = tables.read("items", items_version).select("item_id", "sha256")
+    contents = tables.read("contents").where("media LIKE 'image/%'").select("sha256", "bytes")
+    # Made where the files lie, once for each; what is sorted is small.
+    small = contents.join(items.select("sha256").distinct(), "sha256", "left_semi").mapInArrow(
+        lambda batches: _thumbnails(batches, size), "sha256 string, thumbnail binary"
+    )
+    return items.join(small, "sha256").select("item_id", "thumbnail").orderBy("item_id")
+
+
+def _thumbnails(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        made = []
+        for sha256, data in zip(*(batch.column(n).to_pylist() for n in ("sha256", "bytes")),
+                                strict=True):  # fmt: skip
+            with suppress(ImageError):  # it has no vector either, and is in no index
+                made.append((sha256, thumbnail(data, size)))
+        hashes, files = ([one[i] for one in made] for i in (0, 1))
+        yield pa.RecordBatch.from_arrays(
+            [pa.array(hashes, pa.string()), pa.array(files, pa.binary())], ["sha256", "thumbnail"]
+        )
 
 
 def _items(tables: Tables, version: int, labelled: bool) -> DataFrame:

@@ -3,39 +3,88 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from lookalike.errors import DataError, RequestError
+from lookalike.serving.contract import CODE, WORDS, Asked
 
 _RETRIED = (429, 503)
+_BATCH_ROWS = 100
+_BATCH_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class Similar:
-    """An item found: rank from 1, cosine distance, probability that it is similar where known."""
+    """An item found.
+
+    Attributes:
+        rank: from 1, nearest first.
+        item_id, label: of it.
+        distance: see `lookalike.index.metric`.
+        similarity: probability that the two share a label; None where the encoder cannot tell.
+        thumbnail: a JPEG file; None where it was not asked for, or there is none.
+        attributes: None where they were not asked for.
+    """
 
     rank: int
     item_id: str
     label: str | None
     distance: float
     similarity: float | None
+    thumbnail: bytes | None = None
+    attributes: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for: one of these.
+
+    Attributes:
+        image: an image file, its bytes or path.
+        item_id: of an item of the catalogue.
+        vector: as many numbers as the encoder gives.
+        text: for a release whose encoder takes texts.
+    """
+
+    image: bytes | Path | None = None
+    item_id: str | None = None
+    vector: Sequence[float] | None = None
+    text: str | None = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a release takes it: JSON values.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        row: dict[str, Any] = {}
+        if self.image is not None:
+            row["image"] = base64.b64encode(_file(self.image)).decode()
+        if self.vector is not None:
+            row["vector"] = [float(x) for x in self.vector]
+        named = {"item_id": self.item_id, "text": self.text}
+        return row | {name: value for name, value in named.items() if value is not None}
 
 
 class Endpoint:
     """An endpoint that serves a release.
 
+        Endpoint("http://127.0.0.1:5001").similar(Path("boot.jpg"), k=5, where="price < 80")
+
     Args:
-        url: of the server, e.g. http://127.0.0.1:5001, or of its invocations.
+        url: of the server, or of its invocations.
         token: bearer token, where the endpoint wants one.
         timeout: seconds to wait for an answer.
-        retries: of a request that is answered 429 or 503, with backoff.
+        retries: of a request that is answered 429 or 503, each after the time that the answer asks
+            for, else after twice the time before.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 30, retries: int = 3):
@@ -51,6 +100,7 @@ class Endpoint:
             status_forcelist=_RETRIED,
             allowed_methods=None,
             backoff_factor=0.5,
+            raise_on_status=False,
         )
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -63,18 +113,64 @@ class Endpoint:
         *,
         item_id: str | None = None,
         vector: Sequence[float] | None = None,
-        k: int = 10,
+        text: str | None = None,
+        **options: Unpack[Asked],
     ) -> list[Similar]:
-        """Items similar to one image file (its bytes or path), item or vector.
+        """Items similar to one image file (its bytes or path), item, vector or text.
+
+        Args:
+            image, item_id, vector, text: one of them; see `Query`.
+            options: see `lookalike.serving.contract.Options`.
+
+        Returns:
+            At most k; fewer where no more match.
 
         Raises:
             DataError: the endpoint cannot answer for this query.
             RequestError: no endpoint there, or it refused the request.
         """
-        return similar_of(self._ask([row_of(image, item_id, vector)], k))
+        (answer,) = self.similar_to([Query(image, item_id, vector, text)], **options)
+        if isinstance(answer, DataError):
+            raise answer
+        return answer
 
-    def _ask(self, rows: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
-        body = {"dataframe_records": rows, "params": {"k": k}}
+    def similar_to(
+        self, queries: Sequence[Query], **options: Unpack[Asked]
+    ) -> list[list[Similar] | DataError]:
+        """As `similar`, of many queries, in as many requests as they need.
+
+        Returns:
+            Of each query its items, or the error that says why it cannot be answered.
+
+        Raises:
+            RequestError: no endpoint there, or it refused a request.
+        """
+        answers: list[list[Similar] | DataError] = []
+        for rows in _batches(queries):
+            found: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(rows))}
+            for row in self._ask(rows, options):
+                found[row["query"]].append(row)
+            for each in found.values():
+                try:
+                    answers.append(similar_of(each))
+                except DataError as error:
+                    answers.append(error)
+        return answers
+
+    def about(self) -> dict[str, Any]:
+        """What the release is made of: fingerprint, versions, count of items.
+
+        Raises:
+            RequestError: as `similar`.
+        """
+        (row,) = self._ask([{}], {"about": True})
+        about: dict[str, Any] = row["about"]
+        return about
+
+    def _ask(self, rows: list[dict[str, Any]], options: Asked) -> list[dict[str, Any]]:
+        # A key of its own for each, so that rows of every kind, and of none, make a table.
+        records = [{"key": number, **row} for number, row in enumerate(rows)]
+        body = {"dataframe_records": records, "params": dict(options)}
         try:
             answer = self._session.post(self._url, json=body, timeout=self._timeout)
         except (requests.RequestException, ValueError) as error:
@@ -100,23 +196,6 @@ class Endpoint:
         return predictions
 
 
-def row_of(
-    image: bytes | Path | None = None,
-    item_id: str | None = None,
-    vector: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """A query as a release takes it: a row of JSON values."""
-    row: dict[str, Any] = {}
-    if image is not None:
-        data = image.read_bytes() if isinstance(image, Path) else image
-        row["image"] = base64.b64encode(data).decode()
-    if item_id is not None:
-        row["item_id"] = item_id
-    if vector is not None:
-        row["vector"] = [float(x) for x in vector]
-    return row
-
-
 def similar_of(rows: list[dict[str, Any]]) -> list[Similar]:
     """The answer to one query, from the rows that a release gives.
 
@@ -124,7 +203,48 @@ def similar_of(rows: list[dict[str, Any]]) -> list[Similar]:
         DataError: the release could not answer.
     """
     for row in rows:
-        if row["error"] is not None:
-            raise DataError(str(row["error"]))
-    fields = ("rank", "item_id", "label", "distance", "similarity")
-    return [Similar(**{name: row[name] for name in fields}) for row in rows]
+        if (error := row["error"]) is not None:
+            raise DataError(f"{error[WORDS].rstrip('.')} ({error[CODE]})")
+    return [
+        Similar(
+            rank=row["rank"],
+            item_id=row["item_id"],
+            label=row["label"],
+            distance=row["distance"],
+            similarity=row["similarity"],
+            thumbnail=_picture(row.get("thumbnail")),
+            attributes=row.get("attributes"),
+        )
+        for row in rows
+    ]
+
+
+def _picture(url: str | None) -> bytes | None:
+    return None if url is None else base64.b64decode(url.partition("base64,")[2])
+
+
+def _file(image: bytes | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the image {image} cannot be read ({error.strerror})", remedy="Name a file that exists"
+        ) from error
+
+
+def _batches(queries: Sequence[Query]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in the order of the queries, as many together as a request may hold."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for query in queries:
+        row = query.row
+        bytes_ = len(row.get("image", "")) + 20 * len(row.get("vector", ()))
+        if rows and (len(rows) == _BATCH_ROWS or size + bytes_ > _BATCH_BYTES):
+            yield rows
+            rows, size = [], 0
+        rows.append(row)
+        size += bytes_
+    if rows:
+        yield rows

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Mapping
+import logging
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
-from lookalike.encoder import normalised
-from lookalike.errors import DataError, LookalikeError
+from lookalike.columns import FAMILY
+from lookalike.errors import ContentError, DataError, LookalikeError
 from lookalike.index import Neighbour
-from lookalike.serving.release import DEFAULT_K, KIND, Release
+from lookalike.serving import queries
+from lookalike.serving.choice import Rules, choose
+from lookalike.serving.contract import CODE, KEY, WORDS, Options, Refused, failed
+from lookalike.serving.queries import Query
+from lookalike.serving.release import KIND, Release
 
-KINDS: Final = ("image", "item_id", "vector")
-COLUMNS: Final = (
-    "query",
-    "rank",
-    "item_id",
-    "label",
-    "distance",
-    "similarity",
-    "error",
-)
-MAX_ROWS = 1_000
-MAX_K = 1_000
-MAX_IMAGE_BYTES = 16 * 2**20
+_log = logging.getLogger(__name__)
 
 
 class Recommender(PythonModel):
-    """Similar items by image (base64 with or without a data-URL prefix, or bytes), id or vector.
+    """Similar items by image, item or vector; `docs/serving.md` tells the contract.
 
     A row in gives up to k rows out, nearest first: `query` (the row's key, else its number),
     `rank` from 1, `item_id`, `label`, `distance` (of the index's metric), `similarity` (the
     probability that the two share a label, by the encoder's calibration; None where it has none).
-    A row that cannot be answered gives one row of rank 0 with `error`, the others are answered. An
-    item is not its own neighbour. A release whose encoder takes vectors answers no image.
+    A row that cannot be answered gives one row of rank 0 with `error`, the others are answered.
     """
 
     _release: Release
@@ -55,112 +43,102 @@ class Recommender(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        k = _k(params or {})
-        if len(model_input) > MAX_ROWS:
-            raise MlflowException.invalid_parameter_value(
-                f"the request has {len(model_input):,} rows. Allowed: at most {MAX_ROWS:,}."
+        try:
+            return self._predicted(model_input, params or {})
+        except LookalikeError as error:
+            raise Refused(error) from None
+        except Exception:
+            _log.exception("a request failed")
+            raise failed() from None
+
+    def _predicted(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
+        release, limits = self._release, self._release.limits
+        limits.check("rows", len(model_input), "the request's rows are")
+        options = Options.of(params, limits)
+        calibration = release.encoder.specification.calibration
+        rules = Rules.of(options, release.index, calibration)
+        if options.thumbnails and release.thumbnails is None:
+            raise DataError(
+                "this release carries no thumbnails",
+                remedy="Release with serving.thumbnails set, or do not ask for them",
             )
         records = model_input.to_dict("records")
-        rows = [row for i, record in enumerate(records) for row in self._answer(i, record, k)]
+        found = self._read(records)
+        asked = [number for number, query in enumerate(found) if isinstance(query, Query)]
+        answers: dict[int, list[Neighbour]] = {}
+        if asked:
+            read = [query for query in found if isinstance(query, Query)]
+            own = [query.item_id if options.exclude_self else None for query in read]
+            vectors = np.stack([query.vector for query in read if query.vector is not None])
+            chosen = choose(release.index, vectors, own, rules, options)
+            answers = dict(zip(asked, chosen, strict=True))
+        rows: list[dict[str, Any]] = []
+        for number, (record, query) in enumerate(zip(records, found, strict=True)):
+            key = record.get(KEY)
+            name = number if queries.missing(key) else key
+            if isinstance(query, ContentError):
+                error = {CODE: query.reason, WORDS: str(query)}
+                rows.append({"query": name, "rank": 0, "error": error})
+            else:
+                rows += self._rows(name, answers[number], options)
+        if options.about:
+            about = release.about
+            for row in rows:
+                row["about"] = about
         # As objects, what is missing stays None: JSON has no NaN.
-        return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+        filled = [[row.get(column) for column in options.columns] for row in rows]
+        return pd.DataFrame(filled, columns=options.columns, dtype=object)
 
-    def _answer(self, number: int, record: Mapping[Any, Any], k: int) -> list[dict[str, Any]]:
-        query = record.get("key")
-        query = number if _missing(query) else query
+    def _read(self, records: list[dict[Any, Any]]) -> list[Query | ContentError]:
+        """Of each row what it asks for, images encoded; or why it cannot be answered."""
+        release = self._release
+        found: list[Query | ContentError] = []
+        for record in records:
+            try:
+                found.append(queries.read(record, release, release.limits))
+            except ContentError as error:
+                found.append(error)
+        places = [n for n, q in enumerate(found) if isinstance(q, Query) and q.image is not None]
+        files = [found[n].image for n in places]  # type: ignore[union-attr]
         try:
-            neighbours = self._neighbours(record, k)
-        except LookalikeError as error:
-            return [dict.fromkeys(COLUMNS) | {"query": query, "rank": 0, "error": str(error)}]
-        return [
-            {
-                "query": query,
+            vectors = list(release.encoder.encode(files)) if files else []  # type: ignore[arg-type]
+        except ContentError:
+            vectors = [self._encoded(data) for data in files]  # type: ignore[arg-type, misc]
+        for number, vector in zip(places, vectors, strict=True):
+            found[number] = vector if isinstance(vector, ContentError) else Query(vector=vector)
+        return found
+
+    def _encoded(self, data: bytes) -> np.ndarray | ContentError:
+        try:
+            return self._release.encoder.encode([data])[0]
+        except ContentError as error:
+            return error
+
+    def _rows(
+        self, name: Any, neighbours: list[Neighbour], options: Options
+    ) -> list[dict[str, Any]]:
+        release = self._release
+        calibration = release.encoder.specification.calibration
+        distances = [n.distance for n in neighbours]
+        similar: list[float | None] = [None] * len(neighbours)
+        if calibration is not None:
+            similar = calibration.similarity(distances).tolist()
+        rows = []
+        for rank, (neighbour, similarity) in enumerate(
+            zip(neighbours, similar, strict=True), start=1
+        ):
+            row: dict[str, Any] = {
+                "query": name,
                 "rank": rank,
                 "item_id": neighbour.item_id,
                 "label": neighbour.label,
                 "distance": neighbour.distance,
                 "similarity": similarity,
-                "error": None,
             }
-            for rank, (neighbour, similarity) in enumerate(
-                zip(neighbours, self._similarities(neighbours), strict=True), start=1
-            )
-        ]
-
-    def _similarities(self, neighbours: list[Neighbour]) -> list[float | None]:
-        calibration = self._release.encoder.specification.calibration
-        if calibration is None:
-            return [None] * len(neighbours)
-        return [float(s) for s in calibration.similarity([n.distance for n in neighbours])]
-
-    def _neighbours(self, record: Mapping[Any, Any], k: int) -> list[Neighbour]:
-        given = [kind for kind in KINDS if not _missing(record.get(kind))]
-        takes_images = self._release.encoder.specification.input == "pixels"
-        allowed = KINDS if takes_images else KINDS[1:]
-        if len(given) != 1:
-            raise DataError(
-                f"the row has {' and '.join(given) or 'nothing to look for'}",
-                allowed=f"one of {', '.join(allowed)}",
-            )
-        (kind,) = given
-        value, index = record[kind], self._release.index
-        if kind not in allowed:
-            raise DataError(
-                "the row has an image, but this release was made of vectors and has no network "
-                "that would encode it",
-                allowed=f"an item_id, or a vector of {index.dim} numbers",
-            )
-        if kind == "item_id":
-            vector = index.vector(str(value))
-            if vector is None:
-                raise DataError(f"there is no item {str(value)[:100]!r} in the index")
-            found = index.search(vector[None], k + 1)[0]
-            return [n for n in found if n.item_id != str(value)][:k]
-        if kind == "image":
-            return index.search(self._release.encoder.encode([_image(value)]), k)[0]
-        return index.search(_vector(value, index.dim), k)[0]
-
-
-def _k(params: Mapping[str, Any]) -> int:
-    k = int(params.get("k", DEFAULT_K))
-    if not 1 <= k <= MAX_K:
-        raise MlflowException.invalid_parameter_value(f"k = {k}. Allowed: 1 to {MAX_K:,}.")
-    return k
-
-
-def _missing(value: Any) -> bool:
-    # What a row does not have arrives from MLflow as NaN.
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _image(value: Any) -> bytes:
-    if isinstance(value, str):
-        if len(value) > MAX_IMAGE_BYTES * 4 // 3 + 100:
-            raise _too_many_bytes(len(value) * 3 // 4)
-        try:
-            value = base64.b64decode(value.partition("base64,")[2] or value, validate=True)
-        except (binascii.Error, ValueError):
-            raise DataError(
-                "the image is a string that is not base64",
-                allowed="base64 of an image file, with or without a data-URL prefix",
-            ) from None
-    if not isinstance(value, bytes):
-        raise DataError(
-            f"the image is a {type(value).__name__}",
-            allowed="base64 of an image file, or bytes",
-        )
-    if len(value) > MAX_IMAGE_BYTES:
-        raise _too_many_bytes(len(value))
-    return value
-
-
-def _too_many_bytes(found: int) -> DataError:
-    return DataError(f"the image has {found:,} bytes", allowed=f"at most {MAX_IMAGE_BYTES:,}")
-
-
-def _vector(value: Any, dim: int) -> np.ndarray:
-    try:
-        vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise DataError("the vector is no list of numbers", allowed=f"{dim} numbers") from None
-    return normalised(vector, dim)[None]
+            if options.attributes:
+                about = release.index.about(neighbour.item_id) or {}
+                row["attributes"] = {k: v for k, v in about.items() if k != FAMILY}
+            if options.thumbnails and release.thumbnails is not None:
+                row["thumbnail"] = release.thumbnails.find(neighbour.item_id)
+            rows.append(row)
+        return rows

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import mlflow
+import pyarrow as pa
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import AnyType
 
 from lookalike import artifacts, encoder
 from lookalike.encoder import Encoder
 from lookalike.errors import ArtifactError, DataError
 from lookalike.index import Index
 from lookalike.index.build import PART, VERSION
+from lookalike.serving import thumbnails
+from lookalike.serving.contract import Limits, signature
+from lookalike.serving.thumbnails import Thumbnails
 from lookalike.tracking import CHAMPION, PREVIOUS, Run, Tracking
 
 KIND = "release"
-DEFAULT_K = 10
 REQUIREMENTS: Final = (
     "mlflow",
     "onnxruntime",
@@ -53,10 +54,19 @@ _CODE: Final = (
 
 @dataclass(frozen=True)
 class Release:
-    """An opened release: parts that belong together."""
+    """An opened release: parts that belong together.
+
+    Attributes:
+        encoder, index: its parts.
+        thumbnails: of its items; None where it carries none.
+        limits: of a request.
+        meta: what its manifest says.
+    """
 
     encoder: Encoder
     index: Index
+    thumbnails: Thumbnails | None
+    limits: Limits
     meta: dict[str, Any]
 
     @classmethod
@@ -71,9 +81,12 @@ class Release:
             ArtifactError: missing, damaged, or of parts that do not belong together.
         """
         meta = artifacts.open_artifact(str(folder), KIND).meta
+        pictures = folder / thumbnails.FILE
         opened = cls(
             Encoder.open(str(folder / "encoder")),
             Index.open(str(folder / "index"), meta["index"], threads),
+            Thumbnails(pictures) if pictures.exists() else None,
+            Limits(**meta.get("limits", {})),  # the first releases had those of their code
             meta,
         )
         if not opened.encoder.fingerprint == opened.index.encoder == meta["encoder"]:
@@ -85,9 +98,26 @@ class Release:
             )
         return opened
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it is made of: fingerprint, versions, count of items; JSON values."""
+        return {
+            "encoder": self.encoder.fingerprint,
+            "index": self.meta["index"],
+            "items_version": self.index.meta.get("items_version"),
+            "items": len(self.index),
+            "lookalike": self.meta.get("lookalike"),
+        }
+
 
 def assemble(
-    folder: Path, encoder_uri: str, indexes: str, version_name: str, made_from: Any
+    folder: Path,
+    encoder_uri: str,
+    indexes: str,
+    version_name: str,
+    made_from: Any,
+    limits: Limits = Limits(),  # noqa: B008  frozen
+    pictures: Iterable[pa.RecordBatch] | None = None,
 ) -> Path:
     """Lay a release's parts into a local folder, the manifest last.
 
@@ -97,6 +127,8 @@ def assemble(
         indexes: folder or URI of all index parts and versions.
         version_name: of the index version.
         made_from: versions, config and figures; JSON values.
+        limits: of a request.
+        pictures: see `thumbnails.write`; None for a release without any.
 
     Raises:
         ArtifactError: a part is missing or damaged, or they do not belong together.
@@ -127,7 +159,11 @@ def assemble(
         "index": version_name,
         "count": index.meta["count"],
         "made_from": made_from,
+        "limits": asdict(limits),
+        "lookalike": version("lookalike"),
     }
+    if pictures is not None:
+        thumbnails.write(folder, pictures)
     artifacts.seal(str(folder), KIND, meta, tuple(artifacts.describe(folder)))
     Release.open(folder)
     return folder
@@ -154,7 +190,7 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
                 python_model=str(Path(__file__).with_name("model.py")),
                 artifacts={KIND: str(folder)},
                 code_paths=[str(_code(workbench))],
-                signature=_signature(),
+                signature=signature(),
                 pip_requirements=_requirements(folder),
             )
         registered = mlflow.register_model(logged.model_uri, name, tags=tags)
@@ -226,23 +262,3 @@ def _code(folder: Path) -> Path:
         else:
             shutil.copyfile(source, target / name)
     return target
-
-
-def _signature() -> ModelSignature:
-    # Wide on purpose: MLflow's own refusals echo the request, ours do not.
-    columns = [ColSpec(AnyType(), name, required=False) for name in ("image", "item_id", "vector")]
-    return ModelSignature(
-        inputs=Schema([*columns, ColSpec(AnyType(), "key", required=False)]),
-        outputs=Schema(
-            [
-                ColSpec(AnyType(), "query"),
-                ColSpec(DataType.long, "rank"),
-                ColSpec(AnyType(), "item_id"),
-                ColSpec(AnyType(), "label"),
-                ColSpec(AnyType(), "distance"),
-                ColSpec(AnyType(), "similarity"),
-                ColSpec(AnyType(), "error"),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("k", DataType.long, DEFAULT_K)]),
-    )

@@ -50,22 +50,26 @@ def run(context: Context) -> Indexed:
     trained = train.of(context, embedded["fingerprint"], "embedding")
     chosen = config.index.parameters
     plan = Wishes(**chosen) if config.index.kind == "auto" else Plan(**chosen)
+    # What it calls copies is one with their splits; the items may be newer.
+    decided = ledger.need("duplicates").outputs
+    versions = {
+        "items": embedded["items_version"],
+        "duplicates": decided["duplicates_version"],
+    }
     made_from = {
         "encoder": embedded["fingerprint"],
-        "items_version": embedded["items_version"],
+        **{f"{table}_version": version for table, version in versions.items()},
     }
     inputs = {**made_from, "plan": {"kind": config.index.kind} | chosen}
-    versions = artifacts.join(context.indexes, "versions")
+    places = artifacts.join(context.indexes, "versions")
 
     def whole(made: dict[str, Any]) -> bool:
-        return artifacts.exists(artifacts.join(versions, made["version"]), VERSION)
+        return artifacts.exists(artifacts.join(places, made["version"]), VERSION)
 
     if last := ledger.find(STEP, inputs, whole):
         return Indexed(**last.outputs | {"unchanged": True})
     specification = Encoder.open(trained["uri"]).specification
-    rows = catalogue.with_vectors(
-        context.tables, embedded["fingerprint"], embedded["items_version"]
-    )
+    rows = catalogue.with_vectors(context.tables, embedded["fingerprint"], versions)
     with record_batches(rows, context.files) as batches:
         built = build(
             context.indexes,

@@ -56,7 +56,7 @@ def run(
         DataError: no such file, not an image or a vector, or no champion yet.
         RequestError: no endpoint there.
     """
-    from lookalike.serving.client import Endpoint, row_of, similar_of
+    from lookalike.serving.client import Endpoint, Query, similar_of
     from lookalike.serving.release import load_champion
 
     queries = {str(path): _read(path) for path in paths} or _samples(context)
@@ -69,17 +69,18 @@ def run(
         model = load_champion(context.tracking, context.config.model_name)
         found = {}
         for name, query in queries.items():
-            answer = model.predict(pd.DataFrame([row_of(**query)]), params={"k": k})
+            answer = model.predict(pd.DataFrame([Query(**query).row]), params={"k": k})
             found[name] = similar_of(answer.to_dict("records"))
     return Answered(
         answers={
-            name: [Found(**similar.__dict__) for similar in rows] for name, rows in found.items()
+            name: [Found.model_validate(similar, from_attributes=True) for similar in rows]
+            for name, rows in found.items()
         }
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `serving.client.row_of` takes."""
+    """What `serving.client.Query` takes."""
     try:
         if path.suffix == ".npy":
             with path.open("rb") as stream:

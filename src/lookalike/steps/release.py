@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lookalike import artifacts
@@ -38,6 +40,7 @@ def run(context: Context) -> Released:
         GateError: they do not; nothing has changed.
     """
     from lookalike.serving import release
+    from lookalike.serving.contract import Limits
 
     config, ledger = context.config, context.ledger
     evaluated = ledger.need("evaluate").outputs
@@ -46,6 +49,7 @@ def run(context: Context) -> Released:
         "encoder": evaluated["encoder"],
         "index": evaluated["index"],
         "model": config.model_name,
+        "serving": config.serving.model_dump(),
         # Which server, without what its address may hold of secrets.
         "registry": artifacts.fingerprint(context.tracking.uri),
     }
@@ -67,9 +71,17 @@ def run(context: Context) -> Released:
         "report": evaluated["report"],
     }
     run = Run(context.tracking, evaluated["run_id"])
-    with artifacts.workbench() as workbench:
+    with artifacts.workbench() as workbench, _pictures(context, evaluated) as pictures:
         folder = workbench / release.KIND
-        release.assemble(folder, trained["uri"], context.indexes, inputs["index"], made_from)
+        release.assemble(
+            folder,
+            trained["uri"],
+            context.indexes,
+            inputs["index"],
+            made_from,
+            Limits(**config.serving.limits),
+            pictures,
+        )
         number = release.log(run, folder, config.model_name, tags)
     result = Released(
         name=config.model_name,
@@ -81,6 +93,21 @@ def run(context: Context) -> Released:
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     release.promote(context.tracking, config.model_name, number)
     return result
+
+
+@contextmanager
+def _pictures(context: Context, evaluated: dict[str, Any]) -> Iterator[Any]:
+    """The items' thumbnails as record batches; None where none are carried."""
+    size = context.config.serving.thumbnails
+    if not size or evaluated["picture"] is None:  # of vectors there are none
+        yield None
+        return
+    from lookalike.lake import catalogue
+    from lookalike.lake.staging import record_batches
+
+    rows = catalogue.thumbnails(context.tables, evaluated["items_version"], size)
+    with record_batches(rows, context.files) as batches:
+        yield batches
 
 
 def gated_figures(evaluated: dict[str, Any]) -> dict[str, float]:

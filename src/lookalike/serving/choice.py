@@ -1,0 +1,144 @@
+"""Which of an item's neighbours are given: one of a family, few of a brand, none too far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lookalike.columns import FAMILY, LABEL
+from lookalike.errors import DataError
+from lookalike.index import Index, Neighbour
+from lookalike.metrics import Calibration
+from lookalike.serving.contract import Options
+
+_WIDER = 4
+_ROUNDING = 1e-6
+"""What float32's rounding does to the distance of a vector from itself."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How neighbours are chosen.
+
+    Attributes:
+        k: how many at most.
+        radius: distance beyond which none is given, but for rounding.
+        collapse: whether one is given of a family, the nearest.
+        most: by 'label' or key of an attribute, how many of one value.
+    """
+
+    k: int
+    radius: float
+    collapse: bool
+    most: dict[str, int]
+
+    @classmethod
+    def of(cls, options: Options, index: Index, calibration: Calibration | None) -> Rules:
+        """From what a request asks for.
+
+        Raises:
+            DataError: it asks for a probability and there is no calibration, or limits a key that
+                no item has.
+        """
+        radius = math.inf if options.within is None else options.within
+        if options.min_similarity is not None:
+            if calibration is None:
+                raise DataError(
+                    "min_similarity was asked for, and this release's encoder has no calibration "
+                    "that would tell probabilities",
+                    remedy="Ask with `within`, a distance",
+                )
+            radius = min(radius, calibration.distance(options.min_similarity))
+        keys = [key for key in index.keys if key != FAMILY]
+        if unknown := [key for key in options.most if key not in (LABEL, *keys)]:
+            raise DataError(
+                f"max_per names {', '.join(unknown)[:100]}, which no item has",
+                allowed=", ".join([LABEL, *keys][:20]),
+            )
+        radius += _ROUNDING
+        return cls(options.k, radius, options.collapse and FAMILY in index.keys, options.most)
+
+    @property
+    def look_closer(self) -> bool:
+        """Whether attributes decide."""
+        return self.collapse or bool(set(self.most) - {LABEL})
+
+
+def choose(
+    index: Index,
+    vectors: np.ndarray,
+    own: Sequence[str | None],
+    rules: Rules,
+    options: Options,
+) -> list[list[Neighbour]]:
+    """Of each query the neighbours to give, nearest first: `k`, or all that may be given.
+
+    Args:
+        index: that is searched.
+        vectors: float32 (n, dim).
+        own: n, of each query the item that it is and that is not to be given; or None.
+        rules: see `Rules`.
+        options: `where` and `effort` of them.
+
+    Raises:
+        DataError: a filter that is none or names what no item has.
+    """
+    matching = index.count(options.where)
+    chosen: list[list[Neighbour]] = [[] for _ in own]
+    pending = list(range(len(own))) if matching else []
+    asked = rules.k + any(item_id is not None for item_id in own)
+    if rules.collapse or rules.most:
+        asked *= 2
+    while pending:
+        asked = min(asked, matching)
+        found = index.search(vectors[pending], asked, options.where, options.effort)
+        attributes = found.attributes if rules.look_closer else None
+        short = []
+        for place, number in enumerate(pending):
+            near = found[place]
+            begin = int(found.limits[place])
+            about = [{}] * len(near) if attributes is None else [
+                one or {} for one in attributes[begin : begin + len(near)]
+            ]  # fmt: skip
+            chosen[number] = _picked(near, about, own[number], index, rules)
+            all_seen = len(near) < asked or asked == matching or near[-1].distance > rules.radius
+            if len(chosen[number]) < rules.k and not all_seen:
+                short.append(number)
+        pending, asked = short, asked * _WIDER
+    return chosen
+
+
+def _picked(
+    near: Sequence[Neighbour],
+    attributes: Sequence[dict[str, str]],
+    own: str | None,
+    index: Index,
+    rules: Rules,
+) -> list[Neighbour]:
+    families: set[str] = set()
+    if own is not None and rules.collapse and (family := (index.about(own) or {}).get(FAMILY)):
+        families.add(family)
+    counts: dict[tuple[str, str | None], int] = {}
+    picked: list[Neighbour] = []
+    for neighbour, about in zip(near, attributes, strict=True):
+        if neighbour.distance > rules.radius or len(picked) == rules.k:
+            break
+        if neighbour.item_id == own:
+            continue
+        family = about.get(FAMILY) if rules.collapse else None
+        if family is not None and family in families:
+            continue
+        values = [(key, neighbour.label if key == LABEL else about.get(key)) for key in rules.most]
+        # What an item lacks is no value of which there could be too many.
+        known = [value for value in values if value[1] is not None]
+        if any(counts.get(value, 0) >= rules.most[value[0]] for value in known):
+            continue
+        for value in known:
+            counts[value] = counts.get(value, 0) + 1
+        if family is not None:
+            families.add(family)
+        picked.append(neighbour)
+    return picked
