@@ -241,12 +241,15 @@ def test_the_endpoint_answers_as_the_model_does_in_process(
 
     ids = sorted(originals)[::40]
     images = [base64.b64encode(originals[i]).decode() for i in ids]
-    body = {"dataframe_records": [{"image": image} for image in images], "params": {"k": 7}}
+    body = {
+        "dataframe_records": [{"image": image} for image in images],
+        "params": {"k": 7, "collapse": False},
+    }
     answer = requests.post(f"{endpoint}/invocations", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     rows = answer.json()["predictions"]
     here = load_champion(context.tracking, "small").predict(
-        pd.DataFrame({"image": images}), params={"k": 7}
+        pd.DataFrame({"image": images}), params={"k": 7, "collapse": False}
     )
     assert [r["item_id"] for r in rows] == here["item_id"].tolist()
     assert np.allclose([r["distance"] for r in rows], here["distance"].tolist(), atol=1e-6)
@@ -290,7 +293,7 @@ def test_the_endpoints_neighbours_are_brute_forces(
             for other, row in rows.items()
             if other != item_id
         }
-        found = Endpoint(endpoint).similar(item_id=item_id, k=5)
+        found = Endpoint(endpoint).similar(item_id=item_id, k=5, collapse=False)
         nearest = sorted(expected.values())[:5]
         assert np.allclose([s.distance for s in found], nearest, atol=1e-5)
         for similar in found:
@@ -317,7 +320,7 @@ def test_a_bad_row_is_answered_with_its_error_and_the_others_with_theirs(endpoin
         said, ("not base64", "not an image", "finite numbers", "no item", "item_id and vector"),
         strict=True,
     ):  # fmt: skip
-        assert words in error
+        assert words in error["message"]
     assert rows[3]["query"] == "mine"
     # What is missing is null: NaN is no JSON.
     assert rows[3]["distance"] is None

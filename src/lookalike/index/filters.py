@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from lookalike.columns import FAMILY
 from lookalike.index.delta import Delta
 from lookalike.index.items import Items
 from lookalike.index.rows import Rows
@@ -71,7 +72,7 @@ class Filters:
         if text not in self._known:
             where = parse(text)
             if where.keys - self.keys:
-                raise unknown(where, self.keys)
+                raise unknown(where, self.keys - {FAMILY})
             rows = Rows.of(where.matches(self._items))
             self._known[text] = (where, Matching(rows, np.empty(0, bool)))
             if len(self._known) > _REMEMBERED:

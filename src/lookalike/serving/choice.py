@@ -28,20 +28,22 @@ class Rules:
         radius: distance beyond which none is given, but for rounding.
         collapse: whether one is given of a family, the nearest.
         most: by 'label' or key of an attribute, how many of one value.
+        matching: how many items may be found.
     """
 
     k: int
     radius: float
     collapse: bool
     most: dict[str, int]
+    matching: int
 
     @classmethod
     def of(cls, options: Options, index: Index, calibration: Calibration | None) -> Rules:
         """From what a request asks for.
 
         Raises:
-            DataError: it asks for a probability and there is no calibration, or limits a key that
-                no item has.
+            DataError: it asks for a probability and there is no calibration, limits a key that no
+                item has, or filters by what is no filter or names what no item has.
         """
         radius = math.inf if options.within is None else options.within
         if options.min_similarity is not None:
@@ -59,7 +61,8 @@ class Rules:
                 allowed=", ".join([LABEL, *keys][:20]),
             )
         radius += _ROUNDING
-        return cls(options.k, radius, options.collapse and FAMILY in index.keys, options.most)
+        collapse = options.collapse and FAMILY in index.keys
+        return cls(options.k, radius, collapse, options.most, index.count(options.where))
 
     @property
     def look_closer(self) -> bool:
@@ -82,18 +85,14 @@ def choose(
         own: n, of each query the item that it is and that is not to be given; or None.
         rules: see `Rules`.
         options: `where` and `effort` of them.
-
-    Raises:
-        DataError: a filter that is none or names what no item has.
     """
-    matching = index.count(options.where)
     chosen: list[list[Neighbour]] = [[] for _ in own]
-    pending = list(range(len(own))) if matching else []
+    pending = list(range(len(own))) if rules.matching else []
     asked = rules.k + any(item_id is not None for item_id in own)
     if rules.collapse or rules.most:
         asked *= 2
     while pending:
-        asked = min(asked, matching)
+        asked = min(asked, rules.matching)
         found = index.search(vectors[pending], asked, options.where, options.effort)
         attributes = found.attributes if rules.look_closer else None
         short = []
@@ -104,7 +103,9 @@ def choose(
                 one or {} for one in attributes[begin : begin + len(near)]
             ]  # fmt: skip
             chosen[number] = _picked(near, about, own[number], index, rules)
-            all_seen = len(near) < asked or asked == matching or near[-1].distance > rules.radius
+            all_seen = (
+                len(near) < asked or asked == rules.matching or near[-1].distance > rules.radius
+            )
             if len(chosen[number]) < rules.k and not all_seen:
                 short.append(number)
         pending, asked = short, asked * _WIDER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from lookalike.errors import ContentError, DataError, LookalikeError
 from lookalike.index import Neighbour
 from lookalike.serving import queries
 from lookalike.serving.choice import Rules, choose
-from lookalike.serving.contract import CODE, KEY, WORDS, Options, Refused, failed
+from lookalike.serving.contract import CODE, KEY, KINDS, WORDS, Options, Refused, failed
 from lookalike.serving.queries import Query
 from lookalike.serving.release import KIND, Release
 
 _log = logging.getLogger(__name__)
+_SERVER = "mlflow.pyfunc.scoring_server.app"
 
 
 class Recommender(PythonModel):
@@ -34,6 +36,10 @@ class Recommender(PythonModel):
     _release: Release
 
     def load_context(self, context: Any) -> None:
+        if _SERVER in sys.modules:
+            # MLflow's server begins what it says of a refused request with the request's rows, as
+            # pandas prints them: there it prints their columns.
+            pd.set_option("display.large_repr", "info", "display.max_rows", 0)
         # A serving process takes requests side by side: threads of their own would only compete.
         self._release = Release.open(Path(context.artifacts[KIND]), threads=1)
 
@@ -54,6 +60,11 @@ class Recommender(PythonModel):
     def _predicted(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
         release, limits = self._release, self._release.limits
         limits.check("rows", len(model_input), "the request's rows are")
+        if not len(model_input.columns):  # of other layouts than ours nothing is left by now
+            raise DataError(
+                "the request has no rows, or none with a column that is known",
+                allowed=f"dataframe_records with {', '.join(KINDS)} and {KEY}",
+            )
         options = Options.of(params, limits)
         calibration = release.encoder.specification.calibration
         rules = Rules.of(options, release.index, calibration)
