@@ -21,6 +21,7 @@ SAMPLE = ROOT / "data" / "fashion-mnist-sample"
 SECRET = "hunter2-is-no-password"
 QUICK = ("--set", "spark.master=local[2]")
 """One process in place of a cluster, where the cluster is not what is tested."""
+KILL = "import os, signal\ndef kill(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
 FILES = {"train": "train", "test": "t10k"}
 """Beginning of the sample's file names, by split."""
 
@@ -124,6 +125,14 @@ def command(
         env=os.environ | {"COLUMNS": "200", "TZ": "Asia/Kolkata"},
         check=False,
     )
+
+
+def killed(where: str) -> str:
+    """Code that makes a function kill the process with SIGKILL."""
+    module, _, name = where.rpartition(".")
+    owner, _, method = module.rpartition(":")
+    target = f"importlib.import_module({owner or module!r})" + (f".{method}" if owner else "")
+    return f"{KILL}import importlib\nsetattr({target}, {name!r}, kill)"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from lookalike.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.py"
-NOT_STEPS = {"check", "clean", "inspect", "run", "serve"}
+NOT_STEPS = {
+    "check", "clean", "inspect", "promote", "releases", "rollback", "run", "serve"
+}  # fmt: skip
 JOB = '''"""The `{step}` step, as a cluster's scheduler runs it."""
 
 import sys

@@ -149,7 +149,6 @@ def _command(step: str) -> None:
         "embed": "Give every item of the catalogue its vector.",
         "index": "Build the nearest-neighbour index.",
         "evaluate": "Measure encoder and index on the test split, beside raw pixels.",
-        "release": "Release encoder and index as one model, if the gate lets them pass.",
     }
 
     @app.command(step, help=module_help[step])
@@ -212,8 +211,92 @@ def tune(
     _alone(called, step.STEP, conf, set_, debug, as_json, work)
 
 
-for _step in STEPS[4:-1]:
+for _step in STEPS[4:-2]:
     _command(_step)
+
+
+@app.command()
+def release(
+    called: typer.Context,
+    conf: Conf,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Make the model's environment from nothing and ask it one question, before it "
+            "becomes the champion.",
+        ),
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Release encoder and index as one model, if the gate lets them pass."""
+    from lookalike.steps import release as step
+
+    result = _alone(
+        called, step.STEP, conf, set_, debug, as_json, lambda c: step.run(c, check=check)
+    )
+    checks = getattr(result, "checks", ())
+    if checks and not as_json:
+        called.obj.table("The gate", ("figure", "value", "rule", ""), checks)
+
+
+@app.command()
+def releases(
+    called: typer.Context,
+    conf: Conf,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the versions that passed the gate, and which of them is the champion."""
+    from lookalike.steps import releases as step
+
+    result = _alone(called, "releases", conf, set_, debug, as_json, step.listed)
+    if as_json:
+        return
+    names = sorted({name for one in result.releases for name in one.figures})
+    rows = [
+        (
+            str(one.number),
+            ", ".join(one.aliases) if one.registered else "removed",
+            one.encoder[:12],
+            one.index,
+            *(f"{one.figures[name]:.4f}" if name in one.figures else "" for name in names),
+        )
+        for one in result.releases
+    ]
+    called.obj.table(result.name, ("version", "alias", "encoder", "index", *names), rows)
+
+
+@app.command()
+def promote(
+    called: typer.Context,
+    conf: Conf,
+    number: Annotated[int, typer.Argument(help="A version that passed the gate.")],
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a version that passed the gate the champion."""
+    from lookalike.steps import releases as step
+
+    _alone(called, "promote", conf, set_, debug, as_json, lambda c: step.promote(c, number))
+
+
+@app.command()
+def rollback(
+    called: typer.Context,
+    conf: Conf,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make the release before the champion the champion again."""
+    from lookalike.steps import releases as step
+
+    _alone(called, "rollback", conf, set_, debug, as_json, step.rollback)
 
 
 @app.command()

@@ -189,7 +189,10 @@ def scores(
         values = part.mean(axis=0) if len(part) else np.zeros(len(Scores.METRICS))
         return {name: float(v) for name, v in zip(Scores.METRICS, values, strict=True)}
 
-    by_class = {str(c): means(table[classes == c]) for c in np.unique(classes)}
+    by_class = {
+        str(c): means(table[classes == c]) | {"queries": float((classes == c).sum())}
+        for c in np.unique(classes)
+    }
     return Scores(**means(table), queries=len(table), by_class=by_class)
 
 

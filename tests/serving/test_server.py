@@ -27,7 +27,7 @@ from shop import EACH, LIMITS, Item, ending, items, release
 from lookalike.encoder import Encoder
 from lookalike.errors import DataError, RequestError
 from lookalike.serving.client import Endpoint, Query
-from lookalike.serving.release import log, promote
+from lookalike.serving.release import log, point
 from lookalike.tracking import Tracking
 
 MANUAL = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -41,7 +41,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("shop")
     tracking = Tracking.of(str(folder), NAME, None)
     run = tracking.start("release")
-    promote(tracking, NAME, log(run, release(folder), NAME, {}))
+    point(tracking, NAME, [log(run, release(folder), NAME, {})])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

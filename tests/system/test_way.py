@@ -249,7 +249,7 @@ def test_the_endpoint_answers_as_the_model_does_in_process(
     assert answer.status_code == 200, answer.text
     rows = answer.json()["predictions"]
     here = load_champion(context.tracking, "small").predict(
-        pd.DataFrame({"image": images}), params={"k": 7, "collapse": False}
+        pd.DataFrame({"image": images}), params=body["params"]
     )
     assert [r["item_id"] for r in rows] == here["item_id"].tolist()
     assert np.allclose([r["distance"] for r in rows], here["distance"].tolist(), atol=1e-6)

@@ -10,10 +10,12 @@ import pytest
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 from support import (
+    KILL,
     QUICK,
     Way,
     command,
     idx_files,
+    killed,
     read_idx,
     write_catalogue,
     write_idx,
@@ -27,16 +29,7 @@ from lookalike.lake.sources.idx import IdxSource
 from lookalike.lake.tables import Tables
 from lookalike.steps.context import Context
 
-KILL = "import os, signal\ndef kill(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
 RULES = ingest.Rules(max_reject_share=0.05)
-
-
-def killed(where: str) -> str:
-    """Code that makes a function kill the process with SIGKILL."""
-    module, _, name = where.rpartition(".")
-    owner, _, method = module.rpartition(":")
-    target = f"importlib.import_module({owner or module!r})" + (f".{method}" if owner else "")
-    return f"{KILL}import importlib\nsetattr({target}, {name!r}, kill)"
 
 
 IN_MERGE = """
@@ -235,7 +228,7 @@ def test_a_release_killed_before_its_alias_is_repaired(way: Way, context: Contex
     for step in ("index", "evaluate"):
         done = way.command(step, *change)
         assert done.returncode == 0, done.stderr
-    dead = way.command("release", *change, before=killed("lookalike.serving.release.promote"))
+    dead = way.command("release", *change, before=killed("lookalike.serving.release.point"))
     assert dead.returncode == -9
     assert champion(context) == first
     done = way.command("release", *change, "--json")

@@ -81,18 +81,7 @@ def sample(
         item_id, label, split, unseen (whether its class is kept out of training), vector and,
         of images, pixels (uint8 size x size x channels); by item_id.
     """
-    splits = tables.read("splits", versions["splits"])
-    both = (
-        _items(tables, versions["items"], labelled)
-        .join(splits, "item_id")
-        .withColumn("unseen", F.col("decided_by").eqNullSafe(UNSEEN))
-    )
-    test = F.col("split") == TEST
-    rows = (
-        _by_hash(both.where(test), limits[0])
-        .unionByName(_by_hash(both.where(~test), limits[1]))
-        .join(_vectors(tables, fingerprint), "sha256")
-    )
+    rows = sampled(tables, versions, limits, labelled).join(_vectors(tables, fingerprint), "sha256")
     columns = ["item_id", "label", "split", "unseen", "vector"]
     if preprocessing is not None:
         rows = rows.join(tables.read("contents").select("sha256", "bytes"), "sha256")
@@ -105,6 +94,24 @@ def sample(
     if preprocessing is None:
         return rows
     return rows.mapInArrow(lambda batches: _with_pixels(batches, preprocessing), _WITH_PIXELS)
+
+
+def sampled(
+    tables: Tables, versions: dict[str, int], limits: tuple[int, int], labelled: bool
+) -> DataFrame:
+    """The items of `sample`, whether they have a vector or not: item_id, sha256, label, split,
+    decided_by, unseen.
+
+    Args: as of `sample`.
+    """
+    splits = tables.read("splits", versions["splits"])
+    both = (
+        _items(tables, versions["items"], labelled)
+        .join(splits, "item_id")
+        .withColumn("unseen", F.col("decided_by").eqNullSafe(UNSEEN))
+    )
+    test = F.col("split") == TEST
+    return _by_hash(both.where(test), limits[0]).unionByName(_by_hash(both.where(~test), limits[1]))
 
 
 def labelled_contents(
@@ -125,6 +132,13 @@ def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[s
     return {
         row["item_id"]: bytes(row["bytes"]) for row in rows.select("item_id", "bytes").collect()
     }
+
+
+def some_ids(tables: Tables, fingerprint: str, items_version: int, count: int) -> list[str]:
+    """Ids of a few items that have an encoder's vector, chosen by hash."""
+    items = _items(tables, items_version, labelled=False)
+    known = items.join(_vectors(tables, fingerprint), "sha256", "left_semi")
+    return [row["item_id"] for row in _by_hash(known, count).collect()]
 
 
 def thumbnails(tables: Tables, items_version: int, size: int) -> DataFrame:

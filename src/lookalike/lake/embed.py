@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 from pyspark import StorageLevel
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from lookalike.encoder import Encoder
@@ -29,7 +30,13 @@ class Embedded:
     rejected: int
 
 
-def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int) -> Embedded:
+def embed(
+    tables: Tables,
+    encoder_uri: str,
+    fingerprint: str,
+    items_version: int,
+    among: DataFrame | None = None,
+) -> Embedded:
     """Add the vectors that the encoder's part of the embeddings table does not have.
 
     Args:
@@ -37,8 +44,11 @@ def embed(tables: Tables, encoder_uri: str, fingerprint: str, items_version: int
         encoder_uri: a committed encoder that Spark's workers can read.
         fingerprint: its fingerprint.
         items_version: version of the items table.
+        among: sha256 of the contents that are wanted; None for all.
     """
     wanted = tables.read("items", items_version).select("sha256").distinct()
+    if among is not None:
+        wanted = wanted.join(among, "sha256", "left_semi")
     known = tables.pinned("embeddings").where(F.col("encoder") == fingerprint).select("sha256")
     missing = wanted.join(known, "sha256", "left_anti")
     seen, new = wanted.count(), missing.count()

@@ -42,6 +42,12 @@ class Ledger:
         row = self._rows(step).orderBy("version", ascending=False).first()
         return None if row is None else _commit(row)
 
+    def all(self, step: str) -> list[Commit]:
+        """All commits of a step, the newest first: as many as it was run with other inputs."""
+        return [
+            _commit(row) for row in self._rows(step).orderBy("version", ascending=False).collect()
+        ]
+
     def need(self, step: str) -> Commit:
         """The newest commit of a step.
 
@@ -88,15 +94,28 @@ class Ledger:
         inputs: dict[str, Any],
         outputs: dict[str, Any],
         config: dict[str, Any],
+        after: int | None = None,
     ) -> Commit:
         """Add a commit as the step's next version. Of two at once, one takes the one after.
 
+        Args:
+            step: its name.
+            inputs, outputs: what it took, what it made.
+            config: its recipe.
+            after: the version that was the newest when it was decided, 0 for none: where another
+                has come since, nothing is committed. None: it need not be.
+
         Raises:
-            LookalikeError: others committed first, time and again.
+            LookalikeError: others committed first.
         """
         for _ in range(_TRIES):
             newest = self.last(step)
             version = 1 if newest is None else newest.version + 1
+            if after is not None and version != after + 1:
+                raise LookalikeError(
+                    f"another {step} was committed meanwhile",
+                    remedy=f"Run `lookalike {step}` again, to be compared with that one",
+                )
             row = (
                 step,
                 version,

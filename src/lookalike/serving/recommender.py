@@ -39,7 +39,8 @@ class Recommender(PythonModel):
         if _SERVER in sys.modules:
             # MLflow's server begins what it says of a refused request with the request's rows, as
             # pandas prints them: there it prints their columns.
-            pd.set_option("display.large_repr", "info", "display.max_rows", 0)
+            pd.set_option("display.large_repr", "info")
+            pd.set_option("display.max_rows", 0)
         # A serving process takes requests side by side: threads of their own would only compete.
         self._release = Release.open(Path(context.artifacts[KIND]), threads=1)
 

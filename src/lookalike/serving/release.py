@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -197,13 +197,39 @@ def log(run: Run, folder: Path, name: str, tags: dict[str, str]) -> int:
     return int(registered.version)
 
 
-def promote(tracking: Tracking, name: str, number: int) -> None:
-    """Point alias `champion` to a version, and `previous` to the champion before it."""
+def point(tracking: Tracking, name: str, numbers: Sequence[int]) -> None:
+    """Point the aliases: `champion` to the first version, `previous` to the next other one.
+
+    Args:
+        tracking: whose registry.
+        name: of the registered model.
+        numbers: of versions that were the champion, the newest first; at least one.
+    """
+    # The champion last: killed in between, `previous` is what is the champion still.
+    for number in numbers:
+        if number != numbers[0] and _pointed(tracking, name, PREVIOUS, number):
+            break
+    if not _pointed(tracking, name, CHAMPION, numbers[0]):
+        raise ArtifactError(
+            f"the registry has no version {numbers[0]} of {name}, which is the champion by the "
+            "ledger",
+            remedy="Promote one that `lookalike releases` shows as registered",
+        )
+
+
+def _pointed(tracking: Tracking, name: str, alias: str, number: int) -> bool:
+    """Point an alias to a version that is there; whether it is."""
     client = tracking.client
-    before = champion(tracking, name)
-    if before is not None and int(before.version) != number:
-        client.set_registered_model_alias(name, PREVIOUS, before.version)
-    client.set_registered_model_alias(name, CHAMPION, str(number))
+    try:
+        found = client.get_model_version(name, str(number))
+        # Not set anew where it is: registries tell of each change.
+        if alias not in found.aliases:
+            client.set_registered_model_alias(name, alias, str(number))
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            return False
+        raise
+    return True
 
 
 def champion(tracking: Tracking, name: str) -> Any | None:

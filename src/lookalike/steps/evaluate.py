@@ -15,10 +15,9 @@ from lookalike.encoder import Encoder
 from lookalike.errors import DataError
 from lookalike.images import Preprocessing
 from lookalike.index import Index
-from lookalike.metrics import Scores
 from lookalike.steps import report, train
 from lookalike.steps.context import Context, Result
-from lookalike.steps.protocols import PROTOCOLS, Sample, index_recall, measure
+from lookalike.steps.protocols import PROTOCOLS, Evaluation, Sample
 
 STEP = "evaluate"
 REPORT = "report"
@@ -75,47 +74,49 @@ def run(context: Context) -> Evaluated:
     if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["report"], REPORT)):
         return Evaluated(**last.outputs | {"unchanged": True})
     encoder = Encoder.open(trained["uri"])
-    sample = _sample(context, encoder, versions)
-    index = Index.open(context.indexes, indexed["version"])
-    figures = measure(sample, index)
-    means = {
-        protocol: {what: _means(scores) for what, scores in measured.items()}
-        for protocol, measured in figures.items()
-    }
-    by_class = {what: scores.by_class for what, scores in figures.get("A", {}).items()}
+    found = sample(context, encoder, versions)
+    evaluation = Evaluation.measured(found, Index.open(context.indexes, indexed["version"]))
     with artifacts.workbench() as folder:
-        _keep_queries(context, sample, folder, versions["items"])
-        (folder / "figures.json").write_text(
-            json.dumps(
-                {"protocols": PROTOCOLS, "figures": means, "by_class": by_class},
-                indent=1,
-            )
-        )
+        _keep_queries(context, found, folder, versions["items"])
+        figures = {"figures": evaluation.figures, "by_class": evaluation.by_class}
+        content = json.dumps({"protocols": PROTOCOLS} | figures, indent=1)
+        (folder / "figures.json").write_text(content)
         committed = artifacts.commit(context.reports, REPORT, folder, {"inputs": inputs})
     result = Evaluated(
         encoder=indexed["encoder"],
         index=indexed["version"],
         items_version=indexed["items_version"],
-        queries=int(sample.test.sum()),
-        gallery=int((~sample.test).sum()),
-        figures=means,
-        by_class=by_class,
-        index_recall=index_recall(sample, index),
+        queries=int(found.test.sum()),
+        gallery=int((~found.test).sum()),
+        **asdict(evaluation),
         report=committed.uri,
         run_id=trained["run_id"],
-        picture=None if sample.pixels is None else artifacts.join(committed.uri, PICTURE),
+        picture=None if found.pixels is None else artifacts.join(committed.uri, PICTURE),
     )
     _log(context, result)
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result
 
 
-def _sample(context: Context, encoder: Encoder, versions: dict[str, int]) -> Sample:
+def sample(
+    context: Context, encoder: Encoder, versions: dict[str, int], pixels: bool = True
+) -> Sample:
+    """The sample that quality is measured on, as an encoder sees it.
+
+    Args:
+        context: whose catalogue.
+        encoder: whose vectors the items have.
+        versions: of the tables 'items' and 'splits'.
+        pixels: whether raw pixels are wanted too, where items are images.
+
+    Raises:
+        DataError: no item has a vector, or all or none are test items.
+    """
     from lookalike.lake import catalogue
     from lookalike.lake.staging import record_batches
 
     limits = (context.config.evaluate.queries, context.config.evaluate.gallery)
-    preprocessing = encoder.specification.preprocessing
+    preprocessing = encoder.specification.preprocessing if pixels else None
     raw = None
     if preprocessing is not None:
         raw = Preprocessing(min(preprocessing.size, _RAW_SIZE), preprocessing.channels)
@@ -151,10 +152,6 @@ def _checked(table: pa.Table, labelled: bool) -> Sample:
         pixels=pixels,
         labelled=labelled,
     )
-
-
-def _means(scores: Scores) -> dict[str, float]:
-    return {name: value for name, value in asdict(scores).items() if name != "by_class"}
 
 
 def _keep_queries(context: Context, sample: Sample, folder: Path, items_version: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 
@@ -45,6 +45,42 @@ class Sample:
     vectors: np.ndarray
     pixels: np.ndarray | None
     labelled: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of an encoder and an index.
+
+    Attributes:
+        figures: by protocol, then by what was measured: 'raw_pixels' (of images), 'encoder',
+            'index'; then by metric. Empty without labels.
+        by_class: of protocol A, by what was measured, then by class.
+        index_recall: see `index_recall`.
+    """
+
+    figures: dict[str, dict[str, dict[str, float]]]
+    by_class: dict[str, dict[str, dict[str, float]]]
+    index_recall: float
+
+    @classmethod
+    def measured(cls, sample: Sample, index: Index) -> Evaluation:
+        """Of a sample whose vectors are of the encoder, and an index of its vectors."""
+        found = measure(sample, index)
+        figures = {
+            protocol: {what: _means(scores) for what, scores in each.items()}
+            for protocol, each in found.items()
+        }
+        by_class = {what: scores.by_class for what, scores in found.get("A", {}).items()}
+        return cls(figures, by_class, index_recall(sample, index))
+
+    @classmethod
+    def of(cls, outputs: dict[str, Any]) -> Evaluation:
+        """From what `evaluate` committed."""
+        return cls(outputs["figures"], outputs["by_class"], outputs["index_recall"])
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    return {name: value for name, value in asdict(scores).items() if name != "by_class"}
 
 
 def measure(sample: Sample, index: Index) -> dict[str, dict[str, Scores]]:

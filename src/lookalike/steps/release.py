@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lookalike import artifacts
-from lookalike.config import Gate
-from lookalike.errors import GateError
-from lookalike.steps import train
-from lookalike.steps.context import Context, Result
+from lookalike.encoder import Encoder
+from lookalike.index import Index
+from lookalike.steps import evaluate, gate, train
+from lookalike.steps.context import Context, Result, Skipped
+from lookalike.steps.gate import Candidate, Row
+from lookalike.steps.protocols import Evaluation
 from lookalike.tracking import Run
 
+if TYPE_CHECKING:
+    from lookalike.lake.ledger import Commit
+
 STEP = "release"
-GATED = (("A", "p_at_1"), ("B", "map_at_r"))
-"""Protocol and metric of the figures that the gate looks at, where they could be measured."""
+_ASKED = 200
+"""Questions that the latency is measured by."""
 
 
 class Released(Result):
-    """Registered version `number` of model `name`: the champion."""
+    """Registered version `number` of model `name`: the champion.
+
+    `checks` is what the gate looked at. Of a promotion, `instead_of` is the number that was the
+    champion before, and `withdrawn` are the inputs of releases that gave way to an older one: they
+    do not come back by themselves.
+    """
 
     name: str
     number: int
     encoder: str
     index: str
     figures: dict[str, float]
+    checks: tuple[Row, ...] = ()
+    instead_of: int | None = None
+    withdrawn: tuple[dict[str, Any], ...] = ()
 
     @property
     def words(self) -> str:
@@ -33,135 +49,163 @@ class Released(Result):
         return f"{self.name} version {self.number} is the champion ({shown or 'without figures'})"
 
 
-def run(context: Context) -> Released:
+def run(context: Context, check: bool = False) -> Released | Skipped:
     """Compare the newest evaluated index and encoder with the champion; release them if they pass.
+
+    Of two releases at once the one that commits first is released; the other is to be run again,
+    to be compared with the new champion.
+
+    Args:
+        context: with the recipe.
+        check: whether the model is asked a question, in an environment made of its requirements,
+            before it becomes the champion.
 
     Raises:
         GateError: they do not; nothing has changed.
+        LookalikeError: another release was committed meanwhile.
     """
     from lookalike.serving import release
     from lookalike.serving.contract import Limits
 
     config, ledger = context.config, context.ledger
-    evaluated = ledger.need("evaluate").outputs
-    trained = train.of(context, evaluated["encoder"], "evaluation")
+    evaluated = ledger.need("evaluate")
+    found = evaluated.outputs
+    trained = train.of(context, found["encoder"], "evaluation")
     inputs = {
-        "encoder": evaluated["encoder"],
-        "index": evaluated["index"],
+        "encoder": found["encoder"],
+        "index": found["index"],
         "model": config.model_name,
         "serving": config.serving.model_dump(),
-        # Which server, without what its address may hold of secrets.
-        "registry": artifacts.fingerprint(context.tracking.uri),
+        "registry": registry_of(context),
     }
-    last = ledger.last(STEP)
-    if last is not None and last.inputs == inputs:
+    before, newest = commits(context), ledger.last(STEP)
+    if before and before[0].inputs == inputs:
         # Killed between the ledger's commit and the alias, the alias is behind: mend it.
-        release.promote(context.tracking, config.model_name, last.outputs["number"])
-        return Released(**last.outputs | {"unchanged": True})
-    figures = gated_figures(evaluated)
-    check_gate(config.gate, evaluated, figures, last.outputs["figures"] if last else None)
+        follow(context)
+        if check:
+            _check(context, before[0].outputs["number"], found)
+        return Released(**before[0].outputs | {"unchanged": True})
+    if before and inputs in before[0].outputs.get("withdrawn", ()):
+        number = next(c.outputs["number"] for c in before if c.inputs == inputs)
+        return Skipped(
+            why=f"version {number} is made of this encoder and index, and gave way to version "
+            f"{before[0].outputs['number']}; `lookalike promote {number}` brings it back"
+        )
+    candidate = Candidate(Evaluation.of(found), _latency(context, trained["uri"], evaluated))
+    champion = _champion(context, before[0], evaluated) if before else None
+    checks = gate.check(config.gate, candidate, champion)
     made_from = {
-        "figures": evaluated["figures"],
-        "index_recall": evaluated["index_recall"],
+        "figures": found["figures"],
+        "index_recall": found["index_recall"],
         "config": config.recorded(),
     }
-    tags = {
-        "encoder": inputs["encoder"],
-        "index": inputs["index"],
-        "report": evaluated["report"],
-    }
-    run = Run(context.tracking, evaluated["run_id"])
-    with artifacts.workbench() as workbench, _pictures(context, evaluated) as pictures:
+    tags = {name: found[name] for name in ("encoder", "index", "report")}
+    with artifacts.workbench() as workbench, _pictures(context, found) as pictures:
         folder = workbench / release.KIND
         release.assemble(
             folder,
             trained["uri"],
             context.indexes,
-            inputs["index"],
+            found["index"],
             made_from,
             Limits(**config.serving.limits),
             pictures,
         )
+        run = Run(context.tracking, found["run_id"])
         number = release.log(run, folder, config.model_name, tags)
+    if check:
+        _check(context, number, found)
     result = Released(
         name=config.model_name,
         number=number,
-        encoder=inputs["encoder"],
-        index=inputs["index"],
-        figures=figures,
+        encoder=found["encoder"],
+        index=found["index"],
+        figures=candidate.figures,
+        checks=tuple(checks),
     )
-    ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
-    release.promote(context.tracking, config.model_name, number)
+    after = 0 if newest is None else newest.version
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded(), after)
+    follow(context)
     return result
 
 
+def registry_of(context: Context) -> str:
+    """Which server: without what its address may hold of secrets."""
+    return artifacts.fingerprint(context.tracking.uri)
+
+
+def commits(context: Context) -> list[Commit]:
+    """What made the recipe's model a champion, the newest first."""
+    where = {"model": context.config.model_name, "registry": registry_of(context)}
+    return [c for c in context.ledger.all(STEP) if where.items() <= c.inputs.items()]
+
+
+def follow(context: Context) -> None:
+    """Point the registry's aliases to what the ledger's newest commits say."""
+    from lookalike.serving import release
+
+    numbers = [commit.outputs["number"] for commit in commits(context)]
+    release.point(context.tracking, context.config.model_name, numbers)
+
+
+def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation:
+    """The champion, measured on the candidate's queries."""
+    from lookalike.lake import catalogue, embed
+
+    fingerprint, version = (commit.outputs[name] for name in ("encoder", "index"))
+    versions, limits = evaluated.inputs["versions"], evaluated.inputs["evaluate"]
+    uri = train.made(context, fingerprint)["uri"]
+    # What has come since its own embedding it has not seen.
+    sizes = (limits["queries"], limits["gallery"])
+    queries = catalogue.sampled(context.tables, versions, sizes, labelled=True)
+    if queries.isEmpty():
+        queries = catalogue.sampled(context.tables, versions, sizes, labelled=False)
+    embed.embed(context.tables, uri, fingerprint, versions["items"], queries)
+    sample = evaluate.sample(context, Encoder.open(uri), versions, pixels=False)
+    return Evaluation.measured(sample, Index.open(context.indexes, version))
+
+
+def _check(context: Context, number: int, found: dict[str, Any]) -> None:
+    from lookalike.lake import catalogue
+    from lookalike.serving import environment
+
+    context.say("making the model's environment from its requirements")
+    (item_id,) = catalogue.some_ids(context.tables, found["encoder"], found["items_version"], 1)
+    uri = f"models:/{context.config.model_name}/{number}"
+    environment.check(context.tracking, uri, {"item_id": item_id})
+
+
+def _latency(context: Context, uri: str, evaluated: Commit) -> float | None:
+    """Milliseconds in which 19 of 20 items' contents are encoded and looked up, one by one."""
+    if context.config.gate.max_latency_ms is None:
+        return None
+    from lookalike.lake import catalogue
+
+    found = evaluated.outputs
+    encoder = Encoder.open(uri)
+    index = Index.open(context.indexes, found["index"], threads=1)
+    version = found["items_version"]
+    ids = catalogue.some_ids(context.tables, found["encoder"], version, _ASKED)
+    contents = list(catalogue.originals(context.tables, ids, version).values())
+    took = []
+    for number, content in enumerate([*contents[:5], *contents]):
+        begin = time.perf_counter()
+        index.search(encoder.encode([content]), 10)
+        if number >= 5:  # the first warm up
+            took.append(time.perf_counter() - begin)
+    return float(np.quantile(took, 0.95) * 1000)
+
+
 @contextmanager
-def _pictures(context: Context, evaluated: dict[str, Any]) -> Iterator[Any]:
+def _pictures(context: Context, found: dict[str, Any]) -> Iterator[Any]:
     """The items' thumbnails as record batches; None where none are carried."""
     size = context.config.serving.thumbnails
-    if not size or evaluated["picture"] is None:  # of vectors there are none
+    if not size or found["picture"] is None:  # of vectors there are none
         yield None
         return
     from lookalike.lake import catalogue
     from lookalike.lake.staging import record_batches
 
-    rows = catalogue.thumbnails(context.tables, evaluated["items_version"], size)
+    rows = catalogue.thumbnails(context.tables, found["items_version"], size)
     with record_batches(rows, context.files) as batches:
         yield batches
-
-
-def gated_figures(evaluated: dict[str, Any]) -> dict[str, float]:
-    """The figures that the gate looks at, by name: of the encoder, and one of the index."""
-    figures = evaluated["figures"]
-    found = {f"{p} {m}": float(figures[p]["encoder"][m]) for p, m in GATED if p in figures}
-    if "A" in figures:
-        found["A p_at_1 of the index"] = float(figures["A"]["index"]["p_at_1"])
-    return found
-
-
-def check_gate(
-    gate: Gate,
-    evaluated: dict[str, Any],
-    candidate: dict[str, float],
-    champion: dict[str, float] | None,
-) -> None:
-    """Let a candidate pass or not.
-
-    What raw pixels show is a floor where items are images; of vectors there are none. A figure of
-    the champion's that could not be measured of the candidate is refused.
-
-    Args:
-        gate: the rules.
-        evaluated: outputs of `evaluate`.
-        candidate: its `gated_figures`.
-        champion: those of the champion; None where there is none yet.
-
-    Raises:
-        GateError: with a row for each figure: name, candidate, what it must reach, verdict.
-    """
-    rows = []
-    for name, value in candidate.items():
-        protocol, metric = name.split()[:2]
-        floors = {}
-        raw = evaluated["figures"][protocol].get("raw_pixels")
-        if gate.above_raw_pixels and raw is not None:
-            floors[f"above raw pixels' {raw[metric]:.4f}"] = value > raw[metric]
-        if champion is not None and name in champion:
-            floor = champion[name] - gate.max_drop
-            floors[f"at least the champion's {champion[name]:.4f} - {gate.max_drop}"] = (
-                value >= floor
-            )
-        for rule, passed in floors.items():
-            rows.append((name, f"{value:.4f}", rule, "passed" if passed else "refused"))
-    for name, value in (champion or {}).items():
-        if name not in candidate:
-            rule = f"at least the champion's {value:.4f} - {gate.max_drop}"
-            rows.append((name, "not measured", rule, "refused"))
-    refused = [row for row in rows if row[3] == "refused"]
-    if refused:
-        raise GateError(
-            "the gate refused this candidate: "
-            + "; ".join(f"{name} is {value}, not {rule}" for name, value, rule, _ in refused),
-            rows=rows,
-            remedy="The champion stays. Train or tune again, or change the rules under `gate`",
-        )

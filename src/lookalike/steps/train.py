@@ -206,6 +206,21 @@ def of(context: Context, fingerprint: str, what: str) -> dict[str, Any]:
     return trained
 
 
+def made(context: Context, fingerprint: str) -> dict[str, Any]:
+    """Outputs of the newest training that gave an encoder.
+
+    Raises:
+        DataError: there is none in this warehouse.
+    """
+    for commit in context.ledger.all(STEP):
+        if commit.outputs["fingerprint"] == fingerprint:
+            return commit.outputs
+    raise DataError(
+        f"no training of this warehouse gave encoder {fingerprint[:12]}",
+        remedy="Name the warehouse that it was trained in",
+    )
+
+
 def _adopt(context: Context, dim: int) -> AdoptedVectors:
     config, ledger = context.config, context.ledger
     versions = _versions(ledger.need("duplicates").outputs)

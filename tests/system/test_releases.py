@@ -1,0 +1,245 @@
+"""Releases of a catalogue of vectors: promoted, refused, raced, killed, rolled back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+from support import QUICK, command, killed
+
+from lookalike import config
+from lookalike.errors import DataError, GateError, LookalikeError
+from lookalike.serving import release as serving
+from lookalike.serving.release import load_champion
+from lookalike.steps import STEPS, evaluate, index, release, releases
+from lookalike.steps.context import Context, Skipped
+from lookalike.steps.release import Released
+
+COUNT, CLASSES, DIM = 1_200, 6, 16
+NAME = "releases"
+
+
+def recipe(folder: Path) -> Path:
+    """Six clouds of points, and a recipe for them that says little."""
+    random = np.random.default_rng(8)
+    centres = random.normal(size=(CLASSES, DIM))
+    places = centres[np.arange(COUNT) % CLASSES] + 0.9 * random.normal(size=(COUNT, DIM))
+    table = pa.table(
+        {
+            "item_id": [f"item {i:04d}" for i in range(COUNT)],
+            "label": [f"class {i % CLASSES}" for i in range(COUNT)],
+            "split": ["test" if i % 4 == 3 else "train" for i in range(COUNT)],
+            "vector": pa.array(places.astype(np.float32).tolist(), pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(table, folder / "items.parquet")
+    conf = folder / "releases.yaml"
+    conf.write_text(
+        yaml.safe_dump(
+            {
+                "name": NAME,
+                "warehouse": {"tables": str(folder / "wh" / "tables"), "files": str(folder / "wh")},
+                "data": {"source": "vectors", "table": str(folder / "items.parquet"), "dim": DIM},
+                "index": {"kind": "exact"},
+            }
+        )
+    )
+    return conf
+
+
+Opened = Callable[..., Context]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, spark: SparkSession) -> Opened:  # noqa: ARG001
+    """The recipe, with settings, in this process; its first release is made."""
+    conf = recipe(tmp_path_factory.mktemp("releases"))
+
+    def open_(*settings: str) -> Context:
+        return Context(config.load(conf, settings))
+
+    context = open_()
+    for step in STEPS[: STEPS.index("release")]:
+        __import__(f"lookalike.steps.{step}", fromlist=["run"]).run(context)
+    made = release.run(context)
+    assert isinstance(made, Released)
+    assert made.number == 1
+    return open_
+
+
+def aliases(context: Context) -> dict[str, int]:
+    found = context.tracking.client.get_registered_model(NAME).aliases
+    return {alias: int(number) for alias, number in found.items()}
+
+
+def answers(context: Context) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    model = load_champion(context.tracking, NAME)
+    found = model.predict(pd.DataFrame([{"item_id": "item 0001"}]), params={"k": 3, "about": True})
+    rows: list[dict[str, Any]] = found.to_dict("records")
+    return rows
+
+
+# One after another: each test goes on from the releases of those before.
+
+
+def test_the_first_is_the_champion(opened: Opened) -> None:
+    context = opened()
+    assert aliases(context) == {"champion": 1}
+    assert len(answers(context)) == 3
+    again = release.run(context)
+    assert again.unchanged
+    with pytest.raises(DataError, match="no release of releases came before its champion"):
+        releases.rollback(context)
+
+
+WORSE = ("index.kind=ivf_pq", "index.nlist=64", "index.nprobe=1", "index.pq_bytes=1",
+         "index.rerank=0")  # fmt: skip
+
+
+def test_a_truly_worse_index_is_refused(opened: Opened) -> None:
+    context = opened(*WORSE)
+    built = index.run(context)
+    evaluated = evaluate.run(context)
+    assert evaluated.index_recall < 0.6
+    before = context.ledger.all("release")
+    with pytest.raises(GateError) as raised:
+        release.run(context)
+    refused = {row[0] for row in raised.value.rows if row[3] == "refused"}
+    assert "index recall@10" in refused
+    assert "A p_at_1" not in refused  # the encoder is the same
+    assert context.ledger.all("release") == before
+    assert aliases(context) == {"champion": 1}
+    assert answers(context)[0]["about"]["index"] != built.version
+
+
+def test_a_new_index_of_the_same_encoder_takes_its_place(opened: Opened) -> None:
+    context = opened("index.kind=hnsw")
+    built = index.run(context)
+    evaluate.run(context)
+    made = release.run(context)
+    assert isinstance(made, Released)
+    # The refused one was never logged.
+    assert made.number == 2
+    assert {row[3] for row in made.checks} == {"passed"}
+    assert any(row[0] == "index recall@10" for row in made.checks)
+    assert aliases(context) == {"champion": 2, "previous": 1}
+    assert answers(context)[0]["about"]["index"] == built.version
+
+
+def test_a_rollback_is_not_undone_by_the_next_run(opened: Opened) -> None:
+    context = opened("index.kind=hnsw")
+    first = releases.rollback(context)
+    assert (first.number, first.instead_of) == (1, 2)
+    assert aliases(context) == {"champion": 1, "previous": 2}
+    kept = release.run(context)
+    assert isinstance(kept, Skipped)
+    assert "lookalike promote 2" in kept.why
+    assert aliases(context) == {"champion": 1, "previous": 2}
+    second = releases.promote(context, 2)
+    assert (second.number, second.instead_of) == (2, 1)
+    assert aliases(context) == {"champion": 2, "previous": 1}
+    assert release.run(context).unchanged
+    assert releases.promote(context, 2).unchanged
+    with pytest.raises(DataError, match="version 7 of releases never passed"):
+        releases.promote(context, 7)
+
+
+def test_what_is_listed(opened: Opened) -> None:
+    found = releases.listed(opened()).releases
+    assert [(one.number, one.aliases) for one in found] == [(2, ("champion",)), (1, ("previous",))]
+    assert all(one.registered for one in found)
+    assert all(0 < one.figures["index recall@10"] <= 1 for one in found)
+
+
+def test_of_two_at_once_one_is_released(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has passed beside a champion that is none any more."""
+    slow, quick = (opened("index.kind=hnsw", f"serving.max_k={k}") for k in (100, 200))
+    log, made = serving.log, []
+
+    def overtaken(*arguments: Any) -> int:
+        number = log(*arguments)
+        monkeypatch.setattr(serving, "log", log)
+        made.append(release.run(quick))
+        return number
+
+    monkeypatch.setattr(serving, "log", overtaken)
+    with pytest.raises(LookalikeError, match="another release was committed meanwhile"):
+        release.run(slow)
+    (won,) = made
+    assert isinstance(won, Released)
+    assert aliases(slow) == {"champion": won.number, "previous": 2}
+    assert release.commits(slow)[0].outputs["number"] == won.number
+    # Run again it is compared with the winner.
+    again = release.run(slow)
+    assert isinstance(again, Released)
+    assert aliases(slow) == {"champion": again.number, "previous": won.number}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "mlflow.register_model",
+        "lookalike.lake.ledger:Ledger.commit",
+        "lookalike.serving.release.point",
+    ],
+)
+def test_a_kill_leaves_a_champion_and_the_next_run_finishes(opened: Opened, where: str) -> None:
+    context = opened()
+    before, champion = aliases(context), answers(context)
+    number = 300 + len(where)
+    settings = ("index.kind=hnsw", f"serving.max_k={number}")
+    conf = Path(context.files).parent / "releases.yaml"
+    arguments = ["release", "--conf", str(conf), "--json", *QUICK]
+    arguments += [word for setting in settings for word in ("--set", setting)]
+    dead = command(*arguments, before=killed(where))
+    assert dead.returncode == -9
+    assert aliases(context) == before
+    assert answers(context) == champion
+    made = release.run(opened(*settings))
+    assert isinstance(made, Released)
+    assert aliases(context) == {"champion": made.number, "previous": before["champion"]}
+    assert len(answers(context)) == 3
+
+
+def test_a_latency_budget(opened: Opened) -> None:
+    context = opened("index.kind=hnsw", "serving.max_k=50", "gate.max_latency_ms=0.0001")
+    before = aliases(context)
+    with pytest.raises(GateError, match="latency, ms is"):
+        release.run(context)
+    assert aliases(context) == before
+
+
+def test_the_command_line(opened: Opened) -> None:
+    context = opened()
+    conf = ["--conf", str(Path(context.files).parent / "releases.yaml"), *QUICK]
+    shown = command("releases", *conf)
+    assert shown.returncode == 0, shown.stderr
+    assert "champion" in shown.stdout
+    assert "index recall@10" in shown.stdout
+    back = command("rollback", *conf, "--json")
+    assert back.returncode == 0, back.stderr
+    assert aliases(context)["champion"] == json.loads(back.stdout)["number"]
+    refused = command("promote", "99", *conf)
+    assert refused.returncode == 3
+    assert "never passed the gate" in refused.stderr
+
+
+@pytest.mark.soak
+def test_in_an_environment_of_its_own(opened: Opened) -> None:
+    """Made of the model's own requirements, from the package registry."""
+    context = opened("index.kind=hnsw", "serving.max_k=77")
+    made = release.run(context, check=True)
+    assert isinstance(made, Released)
+    assert aliases(context)["champion"] == made.number
+    assert "tensorflow" not in sys.modules
