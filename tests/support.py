@@ -96,6 +96,7 @@ def write_recipe(folder: Path, train: int, test: int) -> Path:
             "images_per_class": 4,
             "learning_rate": 0.003,
         },
+        "serving": {"thumbnails": 16},
         # On a few hundred images raw pixels may win; the gate's rules have tests of their own.
         "gate": {"max_drop": 0.5, "above_raw_pixels": False},
     }

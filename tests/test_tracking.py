@@ -84,3 +84,17 @@ def test_mlflow_logs_elsewhere_again_afterwards(tmp_path: Path) -> None:
 
 def test_flat() -> None:
     assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+def test_models_may_be_kept_elsewhere(tmp_path: Path) -> None:
+    registry = f"sqlite:///{tmp_path}/models.db"
+    tracking = Tracking.of(str(tmp_path / "runs"), "x", None, registry)
+    before = mlflow.get_registry_uri(), os.environ.get("MLFLOW_REGISTRY_URI")
+    with tracking.connected():
+        assert mlflow.get_registry_uri() == registry
+    assert (mlflow.get_registry_uri(), os.environ.get("MLFLOW_REGISTRY_URI")) == before
+    tracking.client.create_registered_model("boots")
+    own = Tracking.of(str(tmp_path / "runs"), "x", None)
+    assert (tracking.models, own.models) == (registry, own.uri)
+    assert [m.name for m in tracking.client.search_registered_models()] == ["boots"]
+    assert list(own.client.search_registered_models()) == []

@@ -15,6 +15,7 @@ from mlflow import MlflowClient, entities
 from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
+from mlflow.tracking._model_registry import utils as registries
 from mlflow.utils.time import get_current_time_millis
 
 from lookalike import artifacts
@@ -22,7 +23,7 @@ from lookalike.errors import ConfigError
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
-_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
+_EXPERIMENT, _REGISTRY = "MLFLOW_EXPERIMENT_ID", "MLFLOW_REGISTRY_URI"
 _PARENT = "mlflow.parentRunId"
 _MAX_PARAM = 500
 
@@ -35,23 +36,31 @@ class Tracking:
         uri: MLflow tracking URI.
         experiment: name of the experiment.
         artifact_root: folder of the experiment's artefacts; None leaves it to the server.
+        registry_uri: of the models; None where they are kept beside the runs.
     """
 
     uri: str
     experiment: str
     artifact_root: str | None = None
+    registry_uri: str | None = None
 
     @classmethod
-    def of(cls, files: str, experiment: str, tracking_uri: str | None) -> Tracking:
+    def of(
+        cls,
+        files: str,
+        experiment: str,
+        tracking_uri: str | None,
+        registry_uri: str | None = None,
+    ) -> Tracking:
         """The configured server, else MLFLOW_TRACKING_URI, else SQLite inside the warehouse.
 
         Raises:
             ConfigError: none is set and the warehouse is remote, where SQLite cannot live.
         """
         if uri := tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
-            return cls(uri, experiment)
+            return cls(uri, experiment, registry_uri=registry_uri)
         if "DATABRICKS_RUNTIME_VERSION" in os.environ:
-            return cls("databricks", experiment)
+            return cls("databricks", experiment, registry_uri=registry_uri)
         folder = artifacts.local_path(files)
         if folder is None:
             raise ConfigError(
@@ -64,14 +73,22 @@ class Tracking:
             f"sqlite:///{folder}/mlflow/mlflow.db",
             experiment,
             f"{folder}/mlflow/artifacts",
+            registry_uri,
         )
+
+    @property
+    def models(self) -> str:
+        """Which registry: its URI."""
+        return self.registry_uri or self.uri
 
     @property
     def client(self) -> MlflowClient:
         # Creating SQLite's tables tells of every migration.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        return MlflowClient(self.uri, self.uri if self.uri != "databricks" else None)
+        # On Databricks MLflow knows which of its registries is meant.
+        known = self.registry_uri is not None or self.uri != "databricks"
+        return MlflowClient(self.uri, self.models if known else None)
 
     def experiment_id(self) -> str:
         client = self.client
@@ -95,7 +112,10 @@ class Tracking:
         uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         # There is no public way to ask which experiment is set, nor to unset it.
         experiment, told = fluent._active_experiment_id, os.environ.get(_EXPERIMENT)
+        registry, named = registries._registry_uri, os.environ.get(_REGISTRY)
         mlflow.set_tracking_uri(self.uri)
+        if self.registry_uri is not None:
+            mlflow.set_registry_uri(self.registry_uri)
         try:
             mlflow.set_experiment(experiment_id=self.experiment_id())
             yield
@@ -104,6 +124,10 @@ class Tracking:
             os.environ.pop(_EXPERIMENT, None)
             if told is not None:
                 os.environ[_EXPERIMENT] = told
+            mlflow.set_registry_uri(registry)  # type: ignore[arg-type]
+            os.environ.pop(_REGISTRY, None)
+            if named is not None:
+                os.environ[_REGISTRY] = named
             mlflow.set_tracking_uri(uri)  # type: ignore[arg-type]
 
     @contextmanager

@@ -145,9 +145,9 @@ def test_the_release_answers_as_brute_force_does(way: Way) -> None:
         assert all(0 <= similarity <= 1 for similarity in similarities)
         assert all(row["label"] == LABELS[IDS.index(row["item_id"])] for row in own)
     image, zero, rejected = (row for row in found if row["rank"] == 0)
-    assert f"an item_id, or a vector of {DIM} numbers" in image["error"]
-    assert "no direction" in zero["error"]
-    assert "no item 'zero'" in rejected["error"]
+    assert f"an item_id, or a vector of {DIM} numbers" in image["error"]["message"]
+    assert "no direction" in zero["error"]["message"]
+    assert "no item 'zero'" in rejected["error"]["message"]
 
 
 def test_query_by_files(way: Way, tmp_path: Path) -> None:

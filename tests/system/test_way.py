@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import socket
@@ -329,6 +330,26 @@ def test_a_bad_row_is_answered_with_its_error_and_the_others_with_theirs(endpoin
     )
     assert refused.status_code == 400
     assert "k = 0. Allowed: 1 to 1,000" in refused.text
+
+
+def test_photos_of_one_product_and_thumbnails(
+    context: Context, endpoint: str, originals: dict[str, bytes]
+) -> None:
+    """Copies that `duplicates` found are given once, and each item with its picture."""
+    table = context.tables.read("duplicates").select("item_id", "cluster_id").collect()
+    clusters = {row["item_id"]: row["cluster_id"] for row in table}
+    asked = Endpoint(endpoint)
+    for item_id in sorted(clusters)[:5] or sorted(originals)[:1]:
+        found = asked.similar(item_id=item_id, k=20, thumbnails=True, attributes=True)
+        given = [clusters[s.item_id] for s in found if s.item_id in clusters]
+        assert len(given) == len(set(given))
+        assert clusters.get(item_id) not in given
+        for similar in found:
+            assert similar.thumbnail is not None
+            with Image.open(io.BytesIO(similar.thumbnail)) as picture:
+                assert picture.size == (16, 16)
+            assert not any(key.startswith("lookalike") for key in similar.attributes or ())
+    assert asked.about()["items"] == 619
 
 
 def test_query_by_the_command_line(way: Way, endpoint: str, tmp_path: Path) -> None:

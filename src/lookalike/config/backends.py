@@ -46,5 +46,12 @@ class Mlflow(Model):
     """Where runs and models are kept; without a URI: MLFLOW_TRACKING_URI, or in the warehouse."""
 
     tracking_uri: str | None = None
+    registry_uri: str | None = Field(
+        None, description="of models, e.g. databricks-uc; else where runs are kept"
+    )
     experiment: str | None = Field(None, description="else the recipe's name")
-    model: str | None = Field(None, description="registered model; else the recipe's name")
+    model: str | None = Field(
+        None,
+        description="registered model, in Unity Catalog 'catalog.schema.name'; else the recipe's "
+        "name",
+    )

@@ -201,7 +201,7 @@ def _released(
     from lookalike.serving import registry
 
     tracking, own = context.tracking, context.config.model_name
-    where = artifacts.fingerprint(tracking.uri)
+    where = artifacts.fingerprint(tracking.models)
     made = [c.outputs for c in commits if c.step == "release" and c.inputs.get("registry") == where]
     ours: list[Version] = []
     for name in {own, *(outputs["name"] for outputs in made)}:

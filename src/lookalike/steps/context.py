@@ -107,7 +107,10 @@ class Context:
 
     @cached_property
     def tracking(self) -> Tracking:
-        return Tracking.of(self.files, self.config.experiment_name, self.config.mlflow.tracking_uri)
+        where = self.config.mlflow
+        return Tracking.of(
+            self.files, self.config.experiment_name, where.tracking_uri, where.registry_uri
+        )
 
     @cached_property
     def files(self) -> str:

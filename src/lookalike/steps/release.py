@@ -130,8 +130,8 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
 
 
 def registry_of(context: Context) -> str:
-    """Which server: without what its address may hold of secrets."""
-    return artifacts.fingerprint(context.tracking.uri)
+    """Which registry: without what its address may hold of secrets."""
+    return artifacts.fingerprint(context.tracking.models)
 
 
 def commits(context: Context) -> list[Commit]:

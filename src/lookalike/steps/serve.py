@@ -26,6 +26,7 @@ def run(context: Context, host: str, port: int) -> NoReturn:
     number = need_champion(tracking, name).version
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": tracking.uri,
+        **({"MLFLOW_REGISTRY_URI": tracking.registry_uri} if tracking.registry_uri else {}),
         # MLflow looks for its web server on the PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
