@@ -47,7 +47,8 @@ class Manifest:
     """What an artefact is and was made from.
 
     Attributes:
-        kind: 'snapshot', 'encoder', 'index-part', 'index', 'report', 'inspection' or 'release'.
+        kind: 'snapshot', 'search', 'trial', 'checkpoint', 'encoder', 'index-part', 'index',
+            'report', 'inspection' or 'release'.
         meta: what it is and was made from; JSON values.
         files: its files, the manifest aside.
     """

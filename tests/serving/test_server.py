@@ -13,10 +13,12 @@ import socket
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import psutil
 import pytest
@@ -32,6 +34,8 @@ from lookalike.tracking import Tracking
 
 MANUAL = Path(__file__).parents[2] / "docs" / "serving.md"
 NAME = "shop"
+SERVED_BY = os.environ.get("LOOKALIKE_SERVED_BY", sys.executable)
+"""The Python that serves."""
 SHOP = {item.item_id: item for item in items()}
 
 
@@ -45,7 +49,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command = [SERVED_BY, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", f"models:/{NAME}@champion", "--port", str(port)]
     log_file = folder / "server.log"
     with log_file.open("w") as output:
@@ -57,7 +61,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             env=os.environ
             | {
                 "MLFLOW_TRACKING_URI": tracking.uri,
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PATH": f"{Path(SERVED_BY).parent}{os.pathsep}{os.environ['PATH']}",
             },
         )
         found = f"http://127.0.0.1:{port}"
@@ -337,3 +341,29 @@ def test_the_manuals_examples_run(url: str, tmp_path: Path, language: str, code:
         rows = json.loads(done.stdout)["predictions"]
         assert rows[0]["rank"] == 1
         assert rows[0]["label"] == "boots"
+
+
+@pytest.mark.soak
+def test_all_of_it_in_an_environment_of_the_models_own_requirements(tmp_path: Path) -> None:
+    """These tests again, with a server in an environment made from the package registry."""
+    tracking = Tracking.of(str(tmp_path), NAME, None)
+    number = log(tracking.start("release"), release(tmp_path), NAME, {})
+    with tracking.connected():
+        folder = mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}")
+    python = tmp_path / "environment" / "bin" / "python"
+    venv.create(python.parents[1], with_pip=True)
+    requirements = str(Path(folder) / "requirements.txt")
+    subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+    packages = subprocess.run(
+        [python, "-m", "pip", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    assert not re.search(r"^(tensorflow|pyspark|lookalike)\b", packages, re.MULTILINE)
+    again = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not soak", __file__],
+        env=os.environ | {"LOOKALIKE_SERVED_BY": str(python)},
+        cwd=MANUAL.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stdout

@@ -18,10 +18,17 @@ from lookalike.steps import check
 from lookalike.steps.context import Context
 
 
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One for all tests: MLflow takes seconds to make it."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/models.db"
+
+
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
+def context(tmp_path: Path, registry: str) -> Context:
     recipe = yaml.safe_load((ROOT / "conf" / "demo.yaml").read_text())
     recipe["warehouse"] = {"tables": str(tmp_path / "tables"), "files": str(tmp_path / "wh")}
+    recipe["mlflow"] = {"tracking_uri": registry}
     conf = tmp_path / "recipe.yaml"
     conf.write_text(yaml.safe_dump(recipe))
     found = Context(config.load(conf))
@@ -41,7 +48,7 @@ FILES = ("vectors.faiss", "items.arrow", "originals.npy", "tombstones.arrow", "m
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     place = data.index(b'"kind"') if path.suffix == ".json" else len(data) // 2
-    data[place + 10] ^= 1
+    data[min(place + 10, len(data) - 1)] ^= 1
     path.write_bytes(data)
 
 
@@ -59,8 +66,29 @@ def test_all_is_as_committed(context: Context) -> None:
     parts = len(list(Path(context.indexes, "parts").iterdir()))
     assert (found.artefacts, found.damaged, found.unfinished) == (versions + parts, (), ())
     assert found.files == sum(
-        path.name != "manifest.json" for path in Path(context.files).rglob("*") if path.is_file()
+        path.name != "manifest.json" for path in Path(context.indexes).rglob("*") if path.is_file()
     )
+
+
+def test_searches_and_checkpoints_are_read_too(context: Context, tmp_path: Path) -> None:
+    before = check.run(context).artefacts
+    search = artifacts.join(context.searches, "main", "1")
+    artifacts.seal(search, "search", {}, ())
+    trials = [artifacts.join(search, "trials", str(i)) for i in range(3)]
+    for uri in trials:
+        artifacts.seal(uri, "trial", {"value": 0.5}, ())
+    built = tmp_path / "built"
+    built.mkdir()
+    (built / "variables").write_bytes(b"weights")
+    kept = artifacts.commit(f"{context.checkpoints}/a training", "checkpoint", built, {})
+    assert (check.run(context).artefacts, check.run(context).damaged) == (before + 5, ())
+    flip(Path(kept.uri) / "variables")
+    manifest = Path(trials[1], "manifest.json")
+    manifest.write_text(manifest.read_text().replace("0.5", "0.6"))
+    Path(trials[2], "manifest.json").unlink()
+    found = check.run(context)
+    assert found.unfinished == (trials[2],)
+    assert [kept.uri in said or trials[1] in said for said in found.damaged] == [True, True]
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))

@@ -16,11 +16,11 @@ import yaml
 from pyspark.sql import SparkSession
 from support import QUICK, command, killed
 
-from lookalike import config
+from lookalike import artifacts, config
 from lookalike.errors import DataError, GateError, LookalikeError
 from lookalike.serving import release as serving
 from lookalike.serving.release import load_champion
-from lookalike.steps import STEPS, evaluate, index, release, releases
+from lookalike.steps import STEPS, check, evaluate, index, release, releases
 from lookalike.steps.context import Context, Skipped
 from lookalike.steps.release import Released
 
@@ -210,6 +210,25 @@ def test_a_kill_leaves_a_champion_and_the_next_run_finishes(opened: Opened, wher
     assert isinstance(made, Released)
     assert aliases(context) == {"champion": made.number, "previous": before["champion"]}
     assert len(answers(context)) == 3
+
+
+def test_a_damaged_release_is_told(opened: Opened) -> None:
+    context = opened()
+    whole = check.run(context)
+    assert whole.damaged == ()
+    number = aliases(context)["champion"]
+    with artifacts.workbench() as folder:
+        stored = Path(serving.stored(context.tracking, NAME, number, folder).uri)
+    # MLflow keeps it below the warehouse: what is damaged is the one file that there is.
+    file = next(stored.glob("index/parts/*/vectors.faiss"))
+    kept = next(p for p in Path(context.files).rglob(file.name) if p.parts[-3:] == file.parts[-3:]
+                and p.read_bytes() == file.read_bytes() and "models" in p.parts)  # fmt: skip
+    before = kept.read_bytes()
+    kept.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    found = check.run(context).damaged
+    assert len(found) >= 1
+    assert all("vectors.faiss" in said and f"{NAME}/" in said for said in found)
+    kept.write_bytes(before)
 
 
 def test_a_latency_budget(opened: Opened) -> None:

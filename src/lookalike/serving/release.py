@@ -161,6 +161,7 @@ def assemble(
         "made_from": made_from,
         "limits": asdict(limits),
         "lookalike": version("lookalike"),
+        "packages": {package: version(package) for package in REQUIREMENTS},
     }
     if pictures is not None:
         thumbnails.write(folder, pictures)
@@ -240,6 +241,29 @@ def champion(tracking: Tracking, name: str) -> Any | None:
         if error.error_code in _NOT_THERE:  # a server that does not answer is another thing
             return None
         raise
+
+
+def stored(tracking: Tracking, name: str, number: int, folder: Path) -> artifacts.Artifact:
+    """The release inside a registered version.
+
+    Args:
+        tracking: whose registry.
+        name, number: of the model and its version.
+        folder: where its files go if they are not on this machine.
+
+    Raises:
+        ArtifactError: its files are not there, or are no release.
+    """
+    uri = f"models:/{name}/{number}"
+    try:
+        with tracking.connected():
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(
+            f"{uri} cannot be read ({str(error).splitlines()[0][:200]})",
+            remedy="Promote another one, and run `lookalike release` again",
+        ) from error
+    return artifacts.open_artifact(str(Path(local) / "artifacts" / KIND), KIND)
 
 
 def need_champion(tracking: Tracking, name: str) -> Any:

@@ -1,11 +1,15 @@
-"""Read every file of a warehouse's artefacts, and compare it with what was committed."""
+"""Read every file of a warehouse's artefacts and releases, and compare it with what was
+committed."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from lookalike import artifacts
 from lookalike.errors import ArtifactError
 from lookalike.index.build import VERSION
 from lookalike.index.reading import parts_of
+from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
 
 STEP = "check"
@@ -38,34 +42,64 @@ class Checked(Result):
 
 
 def run(context: Context) -> Checked:
-    """Check all artefacts below the warehouse's files."""
+    """Check all artefacts below the warehouse's files, and the releases that MLflow keeps."""
+    from lookalike.serving import registry, release
+
     damaged: list[str] = []
-    places = [
-        (kind, artifacts.join(root, str(info.base_name)))
-        for kind, root in context.kept
-        for info in artifacts.children(root)
-    ]
+    places = list(_places(context))
     unfinished = tuple(uri for _, uri in places if not _sealed(uri))
     places = [(kind, uri) for kind, uri in places if uri not in unfinished]
+    name = context.config.model_name
+    releases = registry.versions(context.tracking, name)
+    count = len(places) + len(releases)
     files = size = 0
+
+    def look(artifact: artifacts.Artifact) -> None:
+        nonlocal files, size
+        files += len(artifact.manifest.files)
+        size += sum(entry.size for entry in artifact.manifest.files)
+        artifacts.verify(artifact)
+        if artifact.manifest.kind == VERSION:
+            parts_of(context.indexes, artifact)
+
     for done, (kind, uri) in enumerate(places, start=1):
         try:
-            artifact = artifacts.open_artifact(uri, kind)
-            files += len(artifact.manifest.files)
-            size += sum(entry.size for entry in artifact.manifest.files)
-            artifacts.verify(artifact)
-            if kind == VERSION:
-                parts_of(context.indexes, artifact)
+            look(artifacts.open_artifact(uri, kind))
         except ArtifactError as error:
             damaged.append(str(error))
-        context.progress(done, len(places))
+        context.progress(done, count)
+    for done, version in enumerate(releases, start=len(places) + 1):
+        try:
+            with artifacts.workbench() as folder:
+                look(release.stored(context.tracking, name, version.number, folder))
+        except ArtifactError as error:
+            damaged.append(f"{version}: {error}")
+        context.progress(done, count)
     return Checked(
-        artefacts=len(places),
+        artefacts=count,
         files=files,
         size=size,
         damaged=tuple(damaged),
         unfinished=unfinished,
     )
+
+
+def _places(context: Context) -> Iterator[tuple[str, str]]:
+    """Kind and URI of what should be an artefact."""
+    from lookalike.model import checkpoints
+
+    def below(*parts: str) -> Iterator[str]:
+        root = artifacts.join(*parts)
+        return (artifacts.join(root, str(info.base_name)) for info in artifacts.children(root))
+
+    for kind, root in context.kept:
+        yield from ((kind, uri) for uri in below(root))
+    for name in below(context.searches):
+        for search in below(name):
+            yield tune.SEARCH, search
+            yield from ((tune.TRIAL, uri) for uri in below(search, "trials"))
+    for training in below(context.checkpoints):
+        yield from ((checkpoints.KIND, uri) for uri in below(training))
 
 
 def _sealed(uri: str) -> bool:

@@ -95,6 +95,7 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
     champion = _champion(context, before[0], evaluated) if before else None
     checks = gate.check(config.gate, candidate, champion)
     made_from = {
+        "versions": evaluated.inputs["versions"],
         "figures": found["figures"],
         "index_recall": found["index_recall"],
         "config": config.recorded(),

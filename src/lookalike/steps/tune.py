@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lookalike.model.tune import Trial
 
 STEP = "tune"
-_SEARCH, _TRIAL = "search", "trial"
+SEARCH, TRIAL = "search", "trial"
 _NUMBER = "trial"
 """The tag of a trial's run that holds its number."""
 _SHOWN = 5
@@ -150,7 +150,7 @@ class _Search:
         """Those that ended."""
         from lookalike.model.tune import Trial
 
-        kept = artifacts.survey(self.folder, _TRIAL)
+        kept = artifacts.survey(self.folder, TRIAL)
         trials = [Trial.of(manifest.meta) for _, manifest in kept if manifest is not None]
         return sorted(trials, key=lambda trial: trial.number)
 
@@ -158,7 +158,7 @@ class _Search:
         from lookalike.model.tune import recorded
 
         uri = artifacts.join(self.folder, artifacts.new_name())
-        artifacts.seal(uri, _TRIAL, recorded(trial), ())
+        artifacts.seal(uri, TRIAL, recorded(trial), ())
 
 
 def _begun(
@@ -171,14 +171,14 @@ def _begun(
     uri = artifacts.join(context.searches, config.tune.name, artifacts.new_name())
     folder = artifacts.join(uri, "trials") if before is None else before.folder
     begun = _Search(inputs, parent.run_id, folder)
-    artifacts.seal(uri, _SEARCH, asdict(begun), ())
+    artifacts.seal(uri, SEARCH, asdict(begun), ())
     return begun
 
 
 def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | None:
     """The newest search of this name and these inputs."""
     name = context.config.tune.name
-    kept = artifacts.survey(artifacts.join(context.searches, name), _SEARCH)
+    kept = artifacts.survey(artifacts.join(context.searches, name), SEARCH)
     searches = [_Search(**manifest.meta) for _, manifest in kept if manifest is not None]
     for search in reversed(searches):  # by name, which is by time
         if search.inputs == inputs:
