@@ -37,6 +37,7 @@ from lookalike.lake.sources import open_source
 from lookalike.lake.tables import Tables
 
 ROOT = Path(__file__).parents[1]
+_TEST_IMAGES = 10_000
 SAMPLE = ROOT / "data" / "fashion-mnist-sample"
 
 
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60_000, help="in IDX files")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.images <= _TEST_IMAGES:
+        parser.error(f"--images {arguments.images}: more than {_TEST_IMAGES:,}, which are for test")
     with tempfile.TemporaryDirectory(prefix="lookalike-bench-") as name:
         folder = Path(name)
         content = _write_photos(folder / "photos", arguments.photos)
@@ -109,7 +112,7 @@ def _photos(spark: SparkSession, folder: Path, rounds: int, content: int, figure
 
 
 def _idx(spark: SparkSession, folder: Path, rounds: int, images: int, figures: Figures) -> None:
-    count = images - 10_000
+    count = images - _TEST_IMAGES
     more = images // 100
     pixels, labels = _idx_images(images + more)
     data = _data(
@@ -134,7 +137,7 @@ def _idx(spark: SparkSession, folder: Path, rounds: int, images: int, figures: F
         for name, (train, given) in found.items():
             if name != "unchanged":
                 _write_idx(folder / "train", pixels[:train], given[:train])
-                _write_idx(folder / "test", pixels[-10_000:], given[-10_000:])
+                _write_idx(folder / "test", pixels[-_TEST_IMAGES:], given[-_TEST_IMAGES:])
             begin = time.perf_counter()
             _load(tables, data)
             seconds.setdefault(name, []).append(time.perf_counter() - begin)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 from lookalike import artifacts
@@ -134,6 +140,43 @@ def killed(where: str) -> str:
     owner, _, method = module.rpartition(":")
     target = f"importlib.import_module({owner or module!r})" + (f".{method}" if owner else "")
     return f"{KILL}import importlib\nsetattr({target}, {name!r}, kill)"
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """A real MLflow server; its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    started = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--backend-store-uri", f"sqlite:///{folder}/runs.db"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+        ],
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    children: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+                break
+            assert started.poll() is None, "the server has ended"
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.2)
+        children = psutil.Process(started.pid).children(recursive=True)
+        yield url
+    finally:
+        started.terminate()
+        started.wait(30)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,17 @@
 """Searches over Spark's workers, with MLflow behind HTTP: killed, gone on with, extended."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from mlflow.entities import Run
 from pyspark.sql import SparkSession
+from support import mlflow_server
 
 from lookalike import config
 from lookalike.errors import ConfigError
@@ -34,40 +30,8 @@ def network(images, dim):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server; its URL."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    started = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-            *("--host", "127.0.0.1", "--port", str(port)),
-            *("--backend-store-uri", f"sqlite:///{folder}/runs.db"),
-            *("--artifacts-destination", str(folder / "artifacts")),
-        ],
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    children: list[psutil.Process] = []
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
-                break
-            assert started.poll() is None, "the server has ended"
-            assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.2)
-        children = psutil.Process(started.pid).children(recursive=True)
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
-    finally:
-        started.terminate()
-        started.wait(30)
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
 
 
 @pytest.fixture

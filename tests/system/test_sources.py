@@ -139,6 +139,26 @@ def test_a_folder_as_people_have_them(fresh: Tables, tmp_path: Path) -> None:
     assert set(rows(fresh, "items")) == {*good, "zero.jpg"}
 
 
+def test_a_reject_that_is_again_what_it_was_is_counted_once(fresh: Tables, tmp_path: Path) -> None:
+    """Its row in `items` has never gone; another item changes in the same load."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    names = [f"{letter}.jpg" for letter in "abcd"]
+    for number, name in enumerate(names):
+        (root / name).write_bytes(picture(number))
+    data = data_of(source="folder", root=str(root), max_reject_share=0.5)
+    assert load(fresh, data) == Loaded(seen=4, used=4, rejected=0, read=4, changed=4)
+    first, times = root / names[0], (root / names[0]).stat()
+    first.write_bytes(b"no picture")
+    assert load(fresh, data) == Loaded(seen=4, used=3, rejected=1, read=1, changed=0)
+    first.write_bytes(picture(0))
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (root / names[1]).write_bytes(picture(9))
+    assert load(fresh, data) == Loaded(seen=4, used=4, rejected=0, read=1, changed=1)
+    assert reasons(fresh) == {}
+    assert load(fresh, data) == Loaded(seen=4, used=4, rejected=0, read=0, changed=0)
+
+
 @pytest.mark.parametrize(
     ("folder", "said"), [("empty", "no items in .*1 .txt"), ("no", "there is no")]
 )
