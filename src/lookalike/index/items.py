@@ -171,6 +171,14 @@ class Items:
         found = [{k: t[i] for k, t in texts.items() if t[i] is not None} for i in range(len(rows))]
         return [one or None for one in found]
 
+    def attribute(self, rows: np.ndarray, key: str) -> list[str | None]:
+        """One attribute's value of some rows; None where there is none."""
+        column = self._columns.get(_KEY + key)
+        if column is None:
+            return [None] * len(rows)
+        values: list[str | None] = column.take(pa.array(rows)).to_pylist()
+        return values
+
     def among(self, ids: pa.Array) -> np.ndarray:
         """bool (rows,): whether the item is one of these."""
         found = pc.is_in(self.ids, value_set=ids.cast(pa.large_string()))

@@ -10,7 +10,6 @@ from typing import overload
 import numpy as np
 
 Named = tuple[list[str], list[str | None]]
-About = list[dict[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Neighbours(Sequence[list[Neighbour]]):
     def __init__(
         self,
         named: Callable[[np.ndarray], Named],
-        about: Callable[[np.ndarray], About],
+        attribute: Callable[[np.ndarray, str], list[str | None]],
         limits: np.ndarray,
         distances: np.ndarray,
         rows: np.ndarray,
@@ -43,7 +42,7 @@ class Neighbours(Sequence[list[Neighbour]]):
         self.distances = distances
         self._rows = rows
         self._named = named
-        self._about = about
+        self._attribute = attribute
 
     def __len__(self) -> int:
         return len(self.limits) - 1
@@ -73,10 +72,9 @@ class Neighbours(Sequence[list[Neighbour]]):
         """Labels of all that was found."""
         return self._columns[1]
 
-    @cached_property
-    def attributes(self) -> About:
-        """Attributes of all that was found; None for an item without any."""
-        return self._about(self._rows)
+    def attribute(self, key: str) -> list[str | None]:
+        """An attribute's value of all that was found; None for an item without it."""
+        return self._attribute(self._rows, key)
 
     @cached_property
     def _columns(self) -> Named:

@@ -21,7 +21,7 @@ from lookalike.index.delta import Delta
 from lookalike.index.filters import Filters, Matching
 from lookalike.index.items import Attributes, Items
 from lookalike.index.metric import Metric, finite, prepared
-from lookalike.index.neighbours import About, Neighbours
+from lookalike.index.neighbours import Neighbours
 from lookalike.index.plan import Plan
 from lookalike.index.reading import Opened, opened
 from lookalike.index.rows import Rows
@@ -145,7 +145,7 @@ class Index:
                 near = np.take_along_axis(near, order, axis=1)
                 rows = np.take_along_axis(rows, order, axis=1)
         limits = np.arange(len(queries) + 1) * near.shape[1]
-        return Neighbours(self._named, self._about, limits, near.ravel(), rows.ravel())
+        return Neighbours(self._named, self._attribute, limits, near.ravel(), rows.ravel())
 
     def within(
         self, vectors: np.ndarray, radius: float, where: str | Selection | None = None
@@ -175,7 +175,7 @@ class Index:
         near, rows = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
         order = np.lexsort((rows, near, owners))
         limits = np.concatenate([[0], np.cumsum(np.sum(sizes, axis=0))])
-        return Neighbours(self._named, self._about, limits, near[order], rows[order])
+        return Neighbours(self._named, self._attribute, limits, near[order], rows[order])
 
     def count(self, where: str | Selection | None = None) -> int:
         """How many items match."""
@@ -206,7 +206,7 @@ class Index:
         if place is None:
             return None
         of, row = place
-        return self._about(np.array([row + of * len(self._items)]))[0]
+        return self._attributes(np.array([row + of * len(self._items)]))[0]
 
     def add(
         self,
@@ -415,7 +415,16 @@ class Index:
             labels[place] = self._delta.labels[rows[place] - base]
         return ids, labels
 
-    def _about(self, rows: np.ndarray) -> About:
+    def _attribute(self, rows: np.ndarray, key: str) -> list[str | None]:
+        """A value of rows, numbered as for `_named`."""
+        base = len(self._items)
+        late = np.flatnonzero(rows >= base)
+        found = self._items.attribute(np.where(rows < base, rows, 0) if len(late) else rows, key)
+        for place in late.tolist():
+            found[place] = (self._delta.attributes[rows[place] - base] or {}).get(key)
+        return found
+
+    def _attributes(self, rows: np.ndarray) -> list[dict[str, str] | None]:
         """Attributes of rows, numbered as for `_named`."""
         base = len(self._items)
         own, late = rows < base, rows >= base
@@ -432,7 +441,7 @@ class Index:
         vectors = np.empty((len(rows), self.dim), np.float32)
         vectors[own] = self._vectors.take(rows[own])
         vectors[late] = self._delta.vectors.take(rows[late] - base)
-        maps = [None if a is None else list(a.items()) for a in self._about(rows)]
+        maps = [None if a is None else list(a.items()) for a in self._attributes(rows)]
         flat = pa.array(vectors.ravel())
         return pa.record_batch(
             [

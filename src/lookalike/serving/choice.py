@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,9 +66,9 @@ class Rules:
         return cls(options.k, radius, collapse, options.most, index.count(options.where))
 
     @property
-    def look_closer(self) -> bool:
-        """Whether attributes decide."""
-        return self.collapse or bool(set(self.most) - {LABEL})
+    def keys(self) -> list[str]:
+        """Of the attributes that decide."""
+        return [key for key in self.most if key != LABEL] + ([FAMILY] if self.collapse else [])
 
 
 def choose(
@@ -94,14 +95,12 @@ def choose(
     while pending:
         asked = min(asked, rules.matching)
         found = index.search(vectors[pending], asked, options.where, options.effort)
-        attributes = found.attributes if rules.look_closer else None
+        values = {key: found.attribute(key) for key in rules.keys}
         short = []
         for place, number in enumerate(pending):
             near = found[place]
-            begin = int(found.limits[place])
-            about = [{}] * len(near) if attributes is None else [
-                one or {} for one in attributes[begin : begin + len(near)]
-            ]  # fmt: skip
+            part = slice(found.limits[place], found.limits[place + 1])
+            about = {key: texts[part] for key, texts in values.items()}
             chosen[number] = _picked(near, about, own[number], index, rules)
             all_seen = (
                 len(near) < asked or asked == rules.matching or near[-1].distance > rules.radius
@@ -114,32 +113,29 @@ def choose(
 
 def _picked(
     near: Sequence[Neighbour],
-    attributes: Sequence[dict[str, str]],
+    values: Mapping[str, Sequence[str | None]],
     own: str | None,
     index: Index,
     rules: Rules,
 ) -> list[Neighbour]:
-    families: set[str] = set()
-    if own is not None and rules.collapse and (family := (index.about(own) or {}).get(FAMILY)):
-        families.add(family)
-    counts: dict[tuple[str, str | None], int] = {}
+    """Those to give of some neighbours, whose attributes by key are `values`."""
+    families: set[str | None] = set()
+    if own is not None and rules.collapse:
+        families.add((index.about(own) or {}).get(FAMILY))
+    counts: Counter[tuple[str, str]] = Counter()
     picked: list[Neighbour] = []
-    for neighbour, about in zip(near, attributes, strict=True):
+    for place, neighbour in enumerate(near):
         if neighbour.distance > rules.radius or len(picked) == rules.k:
             break
-        if neighbour.item_id == own:
+        family = values[FAMILY][place] if rules.collapse else None
+        if neighbour.item_id == own or (family is not None and family in families):
             continue
-        family = about.get(FAMILY) if rules.collapse else None
-        if family is not None and family in families:
-            continue
-        values = [(key, neighbour.label if key == LABEL else about.get(key)) for key in rules.most]
+        texts = {key: neighbour.label if key == LABEL else values[key][place] for key in rules.most}
         # What an item lacks is no value of which there could be too many.
-        known = [value for value in values if value[1] is not None]
-        if any(counts.get(value, 0) >= rules.most[value[0]] for value in known):
+        known = [(key, text) for key, text in texts.items() if text is not None]
+        if any(counts[value] >= rules.most[value[0]] for value in known):
             continue
-        for value in known:
-            counts[value] = counts.get(value, 0) + 1
-        if family is not None:
-            families.add(family)
+        counts.update(known)
+        families.add(family)
         picked.append(neighbour)
     return picked
