@@ -197,6 +197,8 @@ def scores(
 
 
 def _chunk_scores(labels: np.ndarray, own: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    if not labels.shape[1]:  # nothing was found
+        return np.zeros((len(own), len(Scores.METRICS)))
     right = labels == own[:, None]
     ranks = np.arange(1, right.shape[1] + 1)
     gain = right * (np.cumsum(right, axis=1) / ranks)

@@ -86,9 +86,12 @@ class Tracking:
         # Creating SQLite's tables tells of every migration.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        return MlflowClient(self.uri, self._registry)
+
+    @property
+    def _registry(self) -> str | None:
         # On Databricks MLflow knows which of its registries is meant.
-        known = self.registry_uri is not None or self.uri != "databricks"
-        return MlflowClient(self.uri, self.models if known else None)
+        return self.models if self.registry_uri or self.uri != "databricks" else None
 
     def experiment_id(self) -> str:
         client = self.client
@@ -114,8 +117,8 @@ class Tracking:
         experiment, told = fluent._active_experiment_id, os.environ.get(_EXPERIMENT)
         registry, named = registries._registry_uri, os.environ.get(_REGISTRY)
         mlflow.set_tracking_uri(self.uri)
-        if self.registry_uri is not None:
-            mlflow.set_registry_uri(self.registry_uri)
+        if self._registry is not None:
+            mlflow.set_registry_uri(self._registry)
         try:
             mlflow.set_experiment(experiment_id=self.experiment_id())
             yield

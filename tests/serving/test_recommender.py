@@ -23,6 +23,7 @@ from lookalike.index import Plan, build
 from lookalike.metrics import Calibration
 from lookalike.serving.client import Query, Similar, similar_of
 from lookalike.serving.contract import Limits, Refused
+from lookalike.serving.queries import Query as Query_
 from lookalike.serving.recommender import Recommender
 from lookalike.serving.release import Release, assemble
 
@@ -231,6 +232,48 @@ def test_what_is_given_is_what_naive_code_picks(
     )
     assert [row["item_id"] for row in found] == expected[:k]
     assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
+
+
+def test_a_search_without_end_is_cut_off(
+    calibrated: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three brands, and more wanted than one of each: what is looked through is bounded."""
+    monkeypatch.setattr("lookalike.serving.choice._DEEPEST", 30)
+    monkeypatch.setattr("lookalike.serving.choice._TOGETHER", 40)
+    depths: list[tuple[int, int]] = []
+    search = calibrated._release.index.search
+
+    def watched(vectors: np.ndarray, k: int, *rest: Any) -> Any:
+        depths.append((len(vectors), k))
+        return search(vectors, k, *rest)
+
+    monkeypatch.setattr(calibrated._release.index, "search", watched)
+    where = "brand != None"
+    found = ask(
+        calibrated, *({"item_id": i} for i in IDS[:20]), k=4, max_per="brand: 1", where=where
+    )
+    assert len(found) == 20 * 3
+    assert max(k for _, k in depths) == 30
+    assert all(count * k <= 40 or count == 1 for count, k in depths)
+    alone = [
+        ask(calibrated, {"item_id": i}, k=3, max_per="brand: 1", where=where) for i in IDS[:20]
+    ]
+    assert [row["item_id"] for row in found] == [row["item_id"] for rows in alone for row in rows]
+
+
+def test_an_encoder_that_gives_no_numbers_is_our_fault(
+    calibrated: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(_: object) -> None:
+        raise DataError("encoder gave NaN or infinity")
+
+    monkeypatch.setattr(calibrated._release.encoder, "encode", diverged)
+    monkeypatch.setattr(
+        "lookalike.serving.queries.read", lambda *_: Query_(image=b"a file", vector=None)
+    )
+    with pytest.raises(Refused) as raised:
+        ask(calibrated, {"image": "aGVsbG8="})
+    assert raised.value.get_http_status_code() == 500
 
 
 def test_columns_come_when_they_are_asked_for(calibrated: Recommender) -> None:

@@ -164,6 +164,13 @@ def test_what_is_chosen_is_what_naive_code_chooses(url: str) -> None:
     assert found(k=20, where="brand == 'nobody'") == []
 
 
+def test_numbers_come_back_as_they_were_sent(url: str) -> None:
+    rows = [{"item_id": 42, "key": 7}, {"vector": _vector()}, {"item_id": "bag-01"}]
+    found = ask(url, *rows, k=1)
+    assert [row["query"] for row in found] == [7, 1, 2]
+    assert "no item '42' in" in found[0]["error"]["message"]
+
+
 def test_what_is_asked_for_is_added(url: str) -> None:
     rows = ask(url, {"item_id": "bag-03"}, k=3, thumbnails=True, attributes=True, about=True)
     for row in rows:
@@ -296,10 +303,14 @@ def test_the_client_asks_all_of_it(url: str, tmp_path: Path) -> None:
         shop.similar(item_id="bag-01", k=21)
 
 
-def test_many_questions_are_asked_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lookalike.serving.client._BATCH_ROWS", 7)
+def test_many_questions_are_asked_in_parts(url: str, tmp_path: Path) -> None:
     ids = [*SHOP, "gone"]
-    answers = Endpoint(url).similar_to([Query(item_id=item_id) for item_id in ids], k=2)
+    queries = [Query(item_id=item_id) for item_id in ids]
+    queries.insert(5, Query(image=tmp_path / "nowhere.png"))
+    answers = Endpoint(url, rows=7).similar_to(queries, k=2)
+    unread = answers.pop(5)
+    assert isinstance(unread, DataError)
+    assert "nowhere.png cannot be read" in str(unread)
     for item_id, answer in zip(ids[:-1], answers, strict=False):
         photo, family = SHOP[item_id].photo, SHOP[item_id].family
         others = [i.item_id for i, _ in naive(photo)

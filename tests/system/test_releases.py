@@ -18,6 +18,7 @@ from support import QUICK, command, killed
 
 from lookalike import artifacts, config
 from lookalike.errors import DataError, GateError, LookalikeError
+from lookalike.serving import registry
 from lookalike.serving import release as serving
 from lookalike.serving.release import load_champion
 from lookalike.steps import STEPS, check, evaluate, index, release, releases
@@ -166,6 +167,7 @@ def test_of_two_at_once_one_is_released(opened: Opened, monkeypatch: pytest.Monk
     """The other has passed beside a champion that is none any more."""
     slow, quick = (opened("index.kind=hnsw", f"serving.max_k={k}") for k in (100, 200))
     log, made = serving.log, []
+    other = opened("index.kind=hnsw", "mlflow.model=another")
 
     def overtaken(*arguments: Any) -> int:
         number = log(*arguments)
@@ -184,6 +186,83 @@ def test_of_two_at_once_one_is_released(opened: Opened, monkeypatch: pytest.Monk
     again = release.run(slow)
     assert isinstance(again, Released)
     assert aliases(slow) == {"champion": again.number, "previous": won.number}
+
+    # Another model of the warehouse is no rival.
+    def beside(*arguments: Any) -> int:
+        number = log(*arguments)
+        monkeypatch.setattr(serving, "log", log)
+        made.append(release.run(other))
+        return number
+
+    monkeypatch.setattr(serving, "log", beside)
+    third = release.run(opened("index.kind=hnsw", "serving.max_k=250"))
+    assert isinstance(third, Released)
+    assert (made[1].name, made[1].number) == ("another", 1)
+    assert aliases(slow) == {"champion": third.number, "previous": again.number}
+
+
+def test_a_promotion_that_is_overtaken_is_refused(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, quick = opened(), opened("index.kind=hnsw", "serving.max_k=260")
+    versions = registry.versions
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(registry, "versions", versions)
+        release.run(quick)
+        return versions(*arguments)
+
+    monkeypatch.setattr(registry, "versions", overtaken)
+    with pytest.raises(LookalikeError, match="another release was committed meanwhile"):
+        releases.promote(context, 1)
+    newest = release.commits(context)[0]
+    assert newest.inputs["serving"]["max_k"] == 260
+    assert aliases(context)["champion"] == newest.outputs["number"]
+
+
+def test_what_was_rolled_back_stays_so_after_the_next_release(opened: Opened) -> None:
+    context = opened("index.kind=hnsw", "serving.max_k=260")
+    bad, good = aliases(context)["champion"], aliases(context)["previous"]
+    assert releases.rollback(context).number == good
+    new = release.run(opened("index.kind=hnsw", "serving.max_k=270"))
+    assert isinstance(new, Released)
+    assert isinstance(release.run(context), Skipped)
+    assert releases.rollback(context).number == good != bad
+    # Until somebody says otherwise.
+    assert releases.promote(context, bad).number == bad
+    assert release.run(context).unchanged
+    assert isinstance(release.run(opened("index.kind=hnsw", "serving.max_k=270")), Skipped)
+
+
+def test_a_kill_in_a_rollback_is_mended_by_the_next_run(opened: Opened) -> None:
+    context = opened("index.kind=hnsw", "serving.max_k=260")
+    before = aliases(context)["champion"]
+    conf = Path(context.files).parent / "releases.yaml"
+    dead = command(
+        *("rollback", "--conf", str(conf), *QUICK), before=killed("lookalike.serving.release.point")
+    )
+    assert dead.returncode == -9
+    assert aliases(context)["champion"] == before
+    kept = release.run(context)
+    assert isinstance(kept, Skipped)
+    decided = release.commits(context)[0].outputs["number"]
+    assert aliases(context) == {"champion": decided, "previous": before}
+    assert decided != before
+
+
+def test_a_champion_that_somebody_deleted(opened: Opened) -> None:
+    context = opened()
+    number = aliases(context)["champion"]
+    registry.withdraw(context.tracking, NAME, number)
+    found = {one.number: one for one in releases.listed(context).releases}
+    assert not found[number].registered
+    with pytest.raises(DataError, match=f"no version {number} of {NAME} any more"):
+        releases.promote(context, number)
+    last = release.commits(context)[0].inputs["serving"]
+    again = release.run(opened("index.kind=hnsw", f"serving.max_k={last['max_k']}"))
+    assert isinstance(again, Released)
+    assert not again.unchanged
+    assert aliases(context)["champion"] == again.number > number
 
 
 @pytest.mark.parametrize(
@@ -252,6 +331,29 @@ def test_the_command_line(opened: Opened) -> None:
     refused = command("promote", "99", *conf)
     assert refused.returncode == 3
     assert "never passed the gate" in refused.stderr
+
+
+def test_a_champion_that_cannot_be_measured_any_more(opened: Opened) -> None:
+    """The catalogue's vectors are of another network now, and of another length."""
+    table = Path(opened().files).parent / "items.parquet"
+    whole = pq.read_table(table)
+    half = [row[: DIM // 2] for row in whole["vector"].to_pylist()]
+    column = pa.array(half, pa.list_(pa.float32()))
+    shorter = whole.set_column(whole.column_names.index("vector"), "vector", column)
+    pq.write_table(shorter, table.with_name("shorter.parquet"))
+    context = opened(f"data.table={table.with_name('shorter.parquet')}", f"data.dim={DIM // 2}")
+    before = aliases(context)["champion"]
+    rejects = context.tables.read("rejects").count()
+    for step in STEPS[: STEPS.index("release")]:
+        __import__(f"lookalike.steps.{step}", fromlist=["run"]).run(context)
+    said: list[str] = []
+    context.say = said.append
+    made = release.run(context)
+    assert isinstance(made, Released)
+    assert ("the champion", "not measured", "where it can be", "passed") in made.checks
+    assert any(f"version {before}, cannot be measured" in words for words in said)
+    assert context.tables.read("rejects").count() == rejects
+    assert aliases(context) == {"champion": made.number, "previous": before}
 
 
 @pytest.mark.soak

@@ -141,6 +141,14 @@ def some_ids(tables: Tables, fingerprint: str, items_version: int, count: int) -
     return [row["item_id"] for row in _by_hash(known, count).collect()]
 
 
+def some_contents(tables: Tables, fingerprint: str, items_version: int, count: int) -> DataFrame:
+    """The original bytes of a few items that have an encoder's vector, chosen by hash: bytes."""
+    items = _items(tables, items_version, labelled=False)
+    known = items.join(_vectors(tables, fingerprint), "sha256", "left_semi")
+    contents = tables.read("contents").select("sha256", "bytes")
+    return contents.join(F.broadcast(_by_hash(known, count)), "sha256").select("bytes")
+
+
 def thumbnails(tables: Tables, items_version: int, size: int) -> DataFrame:
     """Small pictures of the items: item_id, thumbnail (a JPEG file); by ascending item_id.
 

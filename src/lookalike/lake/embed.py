@@ -44,7 +44,8 @@ def embed(
         encoder_uri: a committed encoder that Spark's workers can read.
         fingerprint: its fingerprint.
         items_version: version of the items table.
-        among: sha256 of the contents that are wanted; None for all.
+        among: sha256 of the contents that are wanted; None for all. Of those, what cannot be
+            encoded is no reject: it is asked whether another encoder would do.
     """
     wanted = tables.read("items", items_version).select("sha256").distinct()
     if among is not None:
@@ -70,7 +71,7 @@ def embed(
             good = encoded.where("reason IS NULL").select("sha256", "encoder", "vector")
             embedded = good.count()
             tables.insert_new("embeddings", good, ("encoder", "sha256"))
-            if bad:
+            if bad and among is None:
                 _add_rejects(tables, rejected, items_version)
     finally:
         encoded.unpersist()

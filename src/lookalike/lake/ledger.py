@@ -27,6 +27,23 @@ class Commit:
     outputs: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Since:
+    """The commits that a decision was made upon.
+
+    Attributes:
+        inputs: that all of them have, among others.
+        version: of the newest; 0 where there was none.
+    """
+
+    inputs: dict[str, Any]
+    version: int
+
+    def before(self, commit: Commit) -> bool:
+        """Whether a commit is one of those, and newer."""
+        return commit.version > self.version and self.inputs.items() <= commit.inputs.items()
+
+
 def _always(outputs: dict[str, Any]) -> bool:
     return bool(outputs)
 
@@ -94,7 +111,7 @@ class Ledger:
         inputs: dict[str, Any],
         outputs: dict[str, Any],
         config: dict[str, Any],
-        after: int | None = None,
+        since: Since | None = None,
     ) -> Commit:
         """Add a commit as the step's next version. Of two at once, one takes the one after.
 
@@ -102,8 +119,7 @@ class Ledger:
             step: its name.
             inputs, outputs: what it took, what it made.
             config: its recipe.
-            after: the version that was the newest when it was decided, 0 for none: where another
-                has come since, nothing is committed. None: it need not be.
+            since: what it was decided upon: where more of that has come, nothing is committed.
 
         Raises:
             LookalikeError: others committed first.
@@ -111,10 +127,9 @@ class Ledger:
         for _ in range(_TRIES):
             newest = self.last(step)
             version = 1 if newest is None else newest.version + 1
-            if after is not None and version != after + 1:
+            if since is not None and any(since.before(one) for one in self.all(step)):
                 raise LookalikeError(
-                    f"another {step} was committed meanwhile",
-                    remedy=f"Run `lookalike {step}` again, to be compared with that one",
+                    f"another {step} was committed meanwhile", remedy="Run this again"
                 )
             row = (
                 step,

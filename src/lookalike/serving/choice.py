@@ -16,6 +16,10 @@ from lookalike.metrics import Calibration
 from lookalike.serving.contract import Options
 
 _WIDER = 4
+_DEEPEST = 10_000
+"""Neighbours of a query that are looked through, where k of them do not do."""
+_TOGETHER = 100_000
+"""Neighbours looked through at a time, of all queries."""
 _ROUNDING = 1e-6
 """What float32's rounding does to the distance of a vector from itself."""
 
@@ -78,7 +82,8 @@ def choose(
     rules: Rules,
     options: Options,
 ) -> list[list[Neighbour]]:
-    """Of each query the neighbours to give, nearest first: `k`, or all that may be given.
+    """Of each query the neighbours to give, nearest first: `k`, or all that may be given of the
+    10,000 nearest that match.
 
     Args:
         index: that is searched.
@@ -92,21 +97,22 @@ def choose(
     asked = rules.k + any(item_id is not None for item_id in own)
     if rules.collapse or rules.most:
         asked *= 2
+    deepest = min(rules.matching, max(_DEEPEST, asked))
     while pending:
-        asked = min(asked, rules.matching)
-        found = index.search(vectors[pending], asked, options.where, options.effort)
-        values = {key: found.attribute(key) for key in rules.keys}
+        asked = min(asked, deepest)
         short = []
-        for place, number in enumerate(pending):
-            near = found[place]
-            part = slice(found.limits[place], found.limits[place + 1])
-            about = {key: texts[part] for key, texts in values.items()}
-            chosen[number] = _picked(near, about, own[number], index, rules)
-            all_seen = (
-                len(near) < asked or asked == rules.matching or near[-1].distance > rules.radius
-            )
-            if len(chosen[number]) < rules.k and not all_seen:
-                short.append(number)
+        for begin in range(0, len(pending), step := max(1, _TOGETHER // asked)):
+            part = pending[begin : begin + step]
+            found = index.search(vectors[part], asked, options.where, options.effort)
+            values = {key: found.attribute(key) for key in rules.keys}
+            for place, number in enumerate(part):
+                near = found[place]
+                own_part = slice(found.limits[place], found.limits[place + 1])
+                about = {key: texts[own_part] for key, texts in values.items()}
+                chosen[number] = _picked(near, about, own[number], index, rules)
+                all_seen = len(near) < asked or asked == deepest or near[-1].distance > rules.radius
+                if len(chosen[number]) < rules.k and not all_seen:
+                    short.append(number)
         pending, asked = short, asked * _WIDER
     return chosen
 

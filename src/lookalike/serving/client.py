@@ -16,7 +16,6 @@ from lookalike.errors import DataError, RequestError
 from lookalike.serving.contract import CODE, WORDS, Asked
 
 _RETRIED = (429, 503)
-_BATCH_ROWS = 100
 _BATCH_BYTES = 8 * 2**20
 
 
@@ -85,9 +84,18 @@ class Endpoint:
         timeout: seconds to wait for an answer.
         retries: of a request that is answered 429 or 503, each after the time that the answer asks
             for, else after twice the time before.
+        rows: of a request, at most; no more than the release's `serving.max_rows`.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout: float = 30, retries: int = 3):
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float = 30,
+        retries: int = 3,
+        rows: int = 100,
+    ):
+        self._rows = rows
         self._url = url.rstrip("/")
         if not self._url.endswith("/invocations"):
             self._url += "/invocations"
@@ -145,17 +153,39 @@ class Endpoint:
         Raises:
             RequestError: no endpoint there, or it refused a request.
         """
-        answers: list[list[Similar] | DataError] = []
-        for rows in _batches(queries):
-            found: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(rows))}
+        answers: list[list[Similar] | DataError] = [[] for _ in queries]
+        for rows in self._batches(queries, answers):
+            found: dict[int, list[dict[str, Any]]] = {number: [] for number in rows}
             for row in self._ask(rows, options):
                 found[row["query"]].append(row)
-            for each in found.values():
+            for number, each in found.items():
                 try:
-                    answers.append(similar_of(each))
+                    answers[number] = similar_of(each)
                 except DataError as error:
-                    answers.append(error)
+                    answers[number] = error
         return answers
+
+    def _batches(
+        self, queries: Sequence[Query], answers: list[list[Similar] | DataError]
+    ) -> Iterator[dict[int, dict[str, Any]]]:
+        """Rows by the number of their query, as many together as a request may hold; where a query
+        cannot be read, why goes to its answer."""
+        rows: dict[int, dict[str, Any]] = {}
+        size = 0
+        for number, query in enumerate(queries):
+            try:
+                row = query.row
+            except DataError as error:
+                answers[number] = error
+                continue
+            bytes_ = len(row.get("image", "")) + 20 * len(row.get("vector", ()))
+            if rows and (len(rows) == self._rows or size + bytes_ > _BATCH_BYTES):
+                yield rows
+                rows, size = {}, 0
+            rows[number] = row
+            size += bytes_
+        if rows:
+            yield rows
 
     def about(self) -> dict[str, Any]:
         """What the release is made of: fingerprint, versions, count of items.
@@ -163,13 +193,13 @@ class Endpoint:
         Raises:
             RequestError: as `similar`.
         """
-        (row,) = self._ask([{}], {"about": True})
-        about: dict[str, Any] = row["about"]
+        (row,) = self._ask({0: {}}, {"about": True})
+        about: dict[str, Any] = row.get("about") or {}
         return about
 
-    def _ask(self, rows: list[dict[str, Any]], options: Asked) -> list[dict[str, Any]]:
+    def _ask(self, rows: dict[int, dict[str, Any]], options: Asked) -> list[dict[str, Any]]:
         # A key of its own for each, so that rows of every kind, and of none, make a table.
-        records = [{"key": number, **row} for number, row in enumerate(rows)]
+        records = [{"key": number, **row} for number, row in rows.items()]
         body = {"dataframe_records": records, "params": dict(options)}
         try:
             answer = self._session.post(self._url, json=body, timeout=self._timeout)
@@ -203,7 +233,9 @@ def similar_of(rows: list[dict[str, Any]]) -> list[Similar]:
         DataError: the release could not answer.
     """
     for row in rows:
-        if (error := row["error"]) is not None:
+        if isinstance(error := row["error"], str):  # a release of before errors had codes
+            raise DataError(error)
+        if error is not None:
             raise DataError(f"{error[WORDS].rstrip('.')} ({error[CODE]})")
     return [
         Similar(
@@ -232,19 +264,3 @@ def _file(image: bytes | Path) -> bytes:
         raise DataError(
             f"the image {image} cannot be read ({error.strerror})", remedy="Name a file that exists"
         ) from error
-
-
-def _batches(queries: Sequence[Query]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in the order of the queries, as many together as a request may hold."""
-    rows: list[dict[str, Any]] = []
-    size = 0
-    for query in queries:
-        row = query.row
-        bytes_ = len(row.get("image", "")) + 20 * len(row.get("vector", ()))
-        if rows and (len(rows) == _BATCH_ROWS or size + bytes_ > _BATCH_BYTES):
-            yield rows
-            rows, size = [], 0
-        rows.append(row)
-        size += bytes_
-    if rows:
-        yield rows

@@ -45,9 +45,10 @@ def check(tracking: Tracking, model_uri: str, row: dict[str, Any]) -> dict[str, 
         home = bench / "environment"
         venv.create(home, with_pip=True)
         python = home / "bin" / "python"
-        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        # Isolated: what this process was told of other packages is not for that one.
+        _run([python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
               "-r", folder / "requirements.txt"], "its environment cannot be made")  # fmt: skip
-        said = _run([python, "-c", _ASK, folder, json.dumps(row)], "it does not answer")
+        said = _run([python, "-I", "-c", _ASK, folder, json.dumps(row)], "it does not answer")
     answer: dict[str, Any] = json.loads(said.splitlines()[-1])
     errors = [found["error"] for found in answer["rows"] if found["error"] is not None]
     if errors or answer["heavy"] or not answer["rows"]:

@@ -80,8 +80,13 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
+def whole(value: Any) -> Any:
+    """A number as it was sent: beside rows that lack it, MLflow's table makes 42 a 42.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _item(value: Any, release: Release) -> Query:
-    item_id = str(value)
+    item_id = str(whole(value))
     vector = release.index.vector(item_id)
     if vector is None:
         raise ContentError("no_such_item", f"there is no item {item_id[:100]!r} in the index")

@@ -21,6 +21,7 @@ from lookalike.serving.queries import Query
 from lookalike.serving.release import KIND, Release
 
 _log = logging.getLogger(__name__)
+_TOGETHER = 64  # images encoded at a time
 _SERVER = "mlflow.pyfunc.scoring_server.app"
 
 
@@ -87,7 +88,7 @@ class Recommender(PythonModel):
         rows: list[dict[str, Any]] = []
         for number, (record, query) in enumerate(zip(records, found, strict=True)):
             key = record.get(KEY)
-            name = number if queries.missing(key) else key
+            name = number if queries.missing(key) else queries.whole(key)
             if isinstance(query, ContentError):
                 error = {CODE: query.reason, WORDS: str(query)}
                 rows.append({"query": name, "rank": 0, "error": error})
@@ -111,20 +112,21 @@ class Recommender(PythonModel):
             except ContentError as error:
                 found.append(error)
         places = [n for n, q in enumerate(found) if isinstance(q, Query) and q.image is not None]
-        files = [found[n].image for n in places]  # type: ignore[union-attr]
-        try:
-            vectors = list(release.encoder.encode(files)) if files else []  # type: ignore[arg-type]
-        except ContentError:
-            vectors = [self._encoded(data) for data in files]  # type: ignore[arg-type, misc]
-        for number, vector in zip(places, vectors, strict=True):
-            found[number] = vector if isinstance(vector, ContentError) else Query(vector=vector)
+        for begin in range(0, len(places), _TOGETHER):
+            part = places[begin : begin + _TOGETHER]
+            files = [query.image for n in part if isinstance(query := found[n], Query)]
+            encoded = self._encoded([data for data in files if data is not None])
+            for number, vector in zip(part, encoded, strict=True):
+                found[number] = vector if isinstance(vector, ContentError) else Query(vector=vector)
         return found
 
-    def _encoded(self, data: bytes) -> np.ndarray | ContentError:
+    def _encoded(self, files: list[bytes]) -> list[np.ndarray | ContentError]:
         try:
-            return self._release.encoder.encode([data])[0]
+            return list(self._release.encoder.encode(files))
         except ContentError as error:
-            return error
+            return [error] if len(files) == 1 else [self._encoded([data])[0] for data in files]
+        except DataError as error:  # the fault is not the request's
+            raise RuntimeError(str(error)) from error
 
     def _rows(
         self, name: Any, neighbours: list[Neighbour], options: Options

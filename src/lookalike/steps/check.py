@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mlflow.exceptions import MlflowException
+
 from lookalike import artifacts
-from lookalike.errors import ArtifactError
+from lookalike.errors import ArtifactError, ConfigError
 from lookalike.index.build import VERSION
 from lookalike.index.reading import parts_of
 from lookalike.steps import tune
@@ -49,9 +51,6 @@ def run(context: Context) -> Checked:
     places = list(_places(context))
     unfinished = tuple(uri for _, uri in places if not _sealed(uri))
     places = [(kind, uri) for kind, uri in places if uri not in unfinished]
-    name = context.config.model_name
-    releases = registry.versions(context.tracking, name)
-    count = len(places) + len(releases)
     files = size = 0
 
     def look(artifact: artifacts.Artifact) -> None:
@@ -67,16 +66,22 @@ def run(context: Context) -> Checked:
             look(artifacts.open_artifact(uri, kind))
         except ArtifactError as error:
             damaged.append(str(error))
-        context.progress(done, count)
-    for done, version in enumerate(releases, start=len(places) + 1):
+        context.progress(done, len(places))
+    name = context.config.model_name
+    try:
+        releases = registry.versions(context.tracking, name)
+    except (MlflowException, ConfigError) as error:
+        releases = []
+        context.say(f"MLflow's releases could not be read: {error}")
+    for done, version in enumerate(releases, start=1):
         try:
             with artifacts.workbench() as folder:
                 look(release.stored(context.tracking, name, version.number, folder))
         except ArtifactError as error:
             damaged.append(f"{version}: {error}")
-        context.progress(done, count)
+        context.progress(len(places) + done, len(places) + len(releases))
     return Checked(
-        artefacts=count,
+        artefacts=len(places) + len(releases),
         files=files,
         size=size,
         damaged=tuple(damaged),

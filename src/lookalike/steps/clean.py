@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from lookalike import artifacts, retention
 from lookalike.artifacts import Manifest
 from lookalike.retention import Thing
+from lookalike.steps import release
 from lookalike.steps.context import Context, Result
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _released(
     from lookalike.serving import registry
 
     tracking, own = context.tracking, context.config.model_name
-    where = artifacts.fingerprint(tracking.models)
+    where = release.registry_of(context)
     made = [c.outputs for c in commits if c.step == "release" and c.inputs.get("registry") == where]
     ours: list[Version] = []
     for name in {own, *(outputs["name"] for outputs in made)}:

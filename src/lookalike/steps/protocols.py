@@ -107,13 +107,21 @@ def measure(sample: Sample, index: Index) -> dict[str, dict[str, Scores]]:
 def index_recall(sample: Sample, index: Index) -> float:
     """Mean share of a query's 10 nearest gallery items that the index finds, as protocol A asks.
 
+    Items that came after the index was built are not in the gallery here: how new it is, protocol
+    A's own figures show. 0 where it has none of the gallery.
+
     Where all test items are of unseen classes, they are the queries: pessimistic, for an
     approximate index walks through their own classes, which are no part of the gallery.
     """
     own, others = _known(sample), ~sample.test
     own = own if own.any() else sample.test
-    gallery_ids = sample.item_ids[others]
-    queries, gallery = metrics.unit(sample.vectors[own]), metrics.unit(sample.vectors[others])
+    gallery_ids, vectors = sample.item_ids[others], sample.vectors[others]
+    if index.count(index.among(gallery_ids.tolist())) < len(gallery_ids):
+        held = np.array([item_id in index for item_id in gallery_ids.tolist()], bool)
+        if not held.any():
+            return 0.0
+        gallery_ids, vectors = gallery_ids[held], vectors[held]
+    queries, gallery = metrics.unit(sample.vectors[own]), metrics.unit(vectors)
     parts = [best for _, best, _ in metrics.nearest(queries, gallery, _RECALL_AT)]
     exact = gallery_ids[np.concatenate(parts)]
     among = index.among(gallery_ids.tolist())

@@ -11,6 +11,7 @@ import numpy as np
 
 from lookalike import artifacts
 from lookalike.encoder import Encoder
+from lookalike.errors import ArtifactError, DataError, scrubbed
 from lookalike.index import Index
 from lookalike.steps import evaluate, gate, train
 from lookalike.steps.context import Context, Result, Skipped
@@ -19,19 +20,19 @@ from lookalike.steps.protocols import Evaluation
 from lookalike.tracking import Run
 
 if TYPE_CHECKING:
-    from lookalike.lake.ledger import Commit
+    from lookalike.lake.ledger import Commit, Since
 
 STEP = "release"
-_ASKED = 200
-"""Questions that the latency is measured by."""
+_ASKED, _WARM = 200, 5
+"""Questions that the latency is measured by, and how many of the first are not counted."""
 
 
 class Released(Result):
     """Registered version `number` of model `name`: the champion.
 
     `checks` is what the gate looked at. Of a promotion, `instead_of` is the number that was the
-    champion before, and `withdrawn` are the inputs of releases that gave way to an older one: they
-    do not come back by themselves.
+    champion before. `withdrawn` are the inputs of releases that gave way to an older one: they do
+    not come back by themselves.
     """
 
     name: str
@@ -62,7 +63,7 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
 
     Raises:
         GateError: they do not; nothing has changed.
-        LookalikeError: another release was committed meanwhile.
+        LookalikeError: another release of the model was committed meanwhile.
     """
     from lookalike.serving import release
     from lookalike.serving.contract import Limits
@@ -78,14 +79,15 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
         "serving": config.serving.model_dump(),
         "registry": registry_of(context),
     }
-    before, newest = commits(context), ledger.last(STEP)
-    if before and before[0].inputs == inputs:
-        # Killed between the ledger's commit and the alias, the alias is behind: mend it.
-        follow(context)
+    before = commits(context)
+    # Killed between the ledger's commit and the alias, the alias is behind: mended whatever comes.
+    there = bool(before) and _followed(context)
+    withdrawn = before[0].outputs.get("withdrawn", ()) if before else ()
+    if there and before[0].inputs == inputs:
         if check:
             _check(context, before[0].outputs["number"], found)
         return Released(**before[0].outputs | {"unchanged": True})
-    if before and inputs in before[0].outputs.get("withdrawn", ()):
+    if inputs in withdrawn:
         number = next(c.outputs["number"] for c in before if c.inputs == inputs)
         return Skipped(
             why=f"version {number} is made of this encoder and index, and gave way to version "
@@ -94,6 +96,8 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
     candidate = Candidate(Evaluation.of(found), _latency(context, trained["uri"], evaluated))
     champion = _champion(context, before[0], evaluated) if before else None
     checks = gate.check(config.gate, candidate, champion)
+    if before and champion is None:
+        checks.append(("the champion", "not measured", "where it can be", "passed"))
     made_from = {
         "versions": evaluated.inputs["versions"],
         "figures": found["figures"],
@@ -123,34 +127,60 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
         index=found["index"],
         figures=candidate.figures,
         checks=tuple(checks),
+        withdrawn=tuple(withdrawn),
     )
-    after = 0 if newest is None else newest.version
-    ledger.commit(STEP, inputs, result.model_dump(), config.recorded(), after)
+    ledger.commit(STEP, inputs, result.model_dump(), config.recorded(), since(context, before))
     follow(context)
     return result
 
 
 def registry_of(context: Context) -> str:
     """Which registry: without what its address may hold of secrets."""
-    return artifacts.fingerprint(context.tracking.models)
+    return artifacts.fingerprint(scrubbed(context.tracking.models))
 
 
 def commits(context: Context) -> list[Commit]:
     """What made the recipe's model a champion, the newest first."""
-    where = {"model": context.config.model_name, "registry": registry_of(context)}
-    return [c for c in context.ledger.all(STEP) if where.items() <= c.inputs.items()]
+    found = _model(context).items()
+    return [c for c in context.ledger.all(STEP) if found <= c.inputs.items()]
+
+
+def since(context: Context, before: list[Commit]) -> Since:
+    """What a decision was made upon, if those were the model's commits."""
+    from lookalike.lake.ledger import Since
+
+    return Since(_model(context), before[0].version if before else 0)
+
+
+def _model(context: Context) -> dict[str, Any]:
+    return {"model": context.config.model_name, "registry": registry_of(context)}
 
 
 def follow(context: Context) -> None:
-    """Point the registry's aliases to what the ledger's newest commits say."""
+    """Point the registry's aliases to what the ledger's newest commits say.
+
+    Raises:
+        ArtifactError: the registry does not have the champion any more.
+    """
     from lookalike.serving import release
 
     numbers = [commit.outputs["number"] for commit in commits(context)]
     release.point(context.tracking, context.config.model_name, numbers)
 
 
-def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation:
-    """The champion, measured on the candidate's queries."""
+def _followed(context: Context) -> bool:
+    """Follow; whether the registry has the champion."""
+    try:
+        follow(context)
+    except ArtifactError as error:
+        context.say(str(error))
+        return False
+    return True
+
+
+def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation | None:
+    """The champion, measured on the candidate's queries; None where it cannot be, for the catalogue
+    is another: it has vectors of another length, say."""
     from lookalike.lake import catalogue, embed
 
     fingerprint, version = (commit.outputs[name] for name in ("encoder", "index"))
@@ -162,7 +192,14 @@ def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation
     if queries.isEmpty():
         queries = catalogue.sampled(context.tables, versions, sizes, labelled=False)
     embed.embed(context.tables, uri, fingerprint, versions["items"], queries)
-    sample = evaluate.sample(context, Encoder.open(uri), versions, pixels=False)
+    try:
+        sample = evaluate.sample(context, Encoder.open(uri), versions, pixels=False)
+    except DataError as error:
+        number = commit.outputs["number"]
+        context.say(
+            f"the champion, version {number}, cannot be measured on this catalogue: {error}"
+        )
+        return None
     return Evaluation.measured(sample, Index.open(context.indexes, version))
 
 
@@ -181,19 +218,19 @@ def _latency(context: Context, uri: str, evaluated: Commit) -> float | None:
     if context.config.gate.max_latency_ms is None:
         return None
     from lookalike.lake import catalogue
+    from lookalike.lake.staging import record_batches
 
     found = evaluated.outputs
     encoder = Encoder.open(uri)
     index = Index.open(context.indexes, found["index"], threads=1)
-    version = found["items_version"]
-    ids = catalogue.some_ids(context.tables, found["encoder"], version, _ASKED)
-    contents = list(catalogue.originals(context.tables, ids, version).values())
+    rows = catalogue.some_contents(context.tables, found["encoder"], found["items_version"], _ASKED)
     took = []
-    for number, content in enumerate([*contents[:5], *contents]):
-        begin = time.perf_counter()
-        index.search(encoder.encode([content]), 10)
-        if number >= 5:  # the first warm up
+    with record_batches(rows, context.files, batch_rows=4) as batches:
+        for content in (c for batch in batches for c in batch.column("bytes").to_pylist()):
+            begin = time.perf_counter()
+            index.search(encoder.encode([content]), 10)
             took.append(time.perf_counter() - begin)
+    took = took[_WARM:] or took
     return float(np.quantile(took, 0.95) * 1000)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from lookalike.errors import DataError
+from lookalike.errors import ArtifactError, DataError
 from lookalike.steps import release
 from lookalike.steps.context import Context, Result
 from lookalike.steps.release import Released
@@ -44,11 +45,12 @@ def listed(context: Context) -> Releases:
     from lookalike.serving import registry
 
     name = context.config.model_name
-    if release.commits(context):
-        release.follow(context)
+    if commits := release.commits(context):
+        with suppress(ArtifactError):  # the champion is shown as removed
+            release.follow(context)
     known = {v.number: v for v in registry.versions(context.tracking, name)}
     found = []
-    for commit in _passed(context)[::-1]:
+    for commit in _passed(commits)[::-1]:
         number = commit.outputs["number"]
         version = known.get(number)
         found.append(
@@ -75,7 +77,7 @@ def promote(context: Context, number: int) -> Released:
     name, commits = context.config.model_name, release.commits(context)
     target = next((c for c in commits if c.outputs["number"] == number), None)
     if target is None:
-        passed = ", ".join(str(c.outputs["number"]) for c in _passed(context)) or "none"
+        passed = ", ".join(str(c.outputs["number"]) for c in _passed(commits)) or "none"
         raise DataError(
             f"version {number} of {name} never passed the gate of this warehouse",
             allowed=f"those that did: {passed}",
@@ -90,8 +92,11 @@ def promote(context: Context, number: int) -> Released:
     if last.outputs["number"] == number:
         release.follow(context)
         return Released(**last.outputs | {"unchanged": True})
-    # What gives way stays away: the next scheduled run would bring it back.
-    gone: list[dict[str, Any]] = [*last.outputs.get("withdrawn", ()), last.inputs]
+    gone: list[dict[str, Any]] = list(last.outputs.get("withdrawn", ()))
+    order = [commit.outputs["number"] for commit in _passed(commits)]
+    if order.index(number) < order.index(last.outputs["number"]):
+        # What gives way to an older one stays away: the next scheduled run would bring it back.
+        gone.append(last.inputs)
     result = Released(
         **target.outputs
         | {
@@ -100,32 +105,35 @@ def promote(context: Context, number: int) -> Released:
             "withdrawn": tuple(one for one in gone if one != target.inputs),
         }
     )
-    newest = context.ledger.need(release.STEP).version
-    recorded = context.config.recorded()
-    context.ledger.commit(release.STEP, target.inputs, result.model_dump(), recorded, newest)
+    recorded, since = context.config.recorded(), release.since(context, commits)
+    context.ledger.commit(release.STEP, target.inputs, result.model_dump(), recorded, since)
     release.follow(context)
     return result
 
 
 def rollback(context: Context) -> Released:
-    """Make the release before the champion the champion again.
+    """Make the release before the champion the champion again; of those that were not withdrawn.
 
     Raises:
         DataError: there is none before it.
     """
     commits = release.commits(context)
-    numbers = [commit.outputs["number"] for commit in _passed(context)]
-    place = numbers.index(commits[0].outputs["number"]) if commits else 0
-    if place == 0:
+    older: list[int] = []
+    if commits:
+        last, passed = commits[0].outputs, _passed(commits)
+        place = [commit.outputs["number"] for commit in passed].index(last["number"])
+        withdrawn = last.get("withdrawn", ())
+        older = [c.outputs["number"] for c in passed[:place] if c.inputs not in withdrawn]
+    if not older:
         raise DataError(
             f"no release of {context.config.model_name} came before its champion"
             if commits
             else f"the model {context.config.model_name!r} has no champion yet",
             remedy="Run `lookalike releases` for those that there are",
         )
-    return promote(context, numbers[place - 1])
+    return promote(context, older[-1])
 
 
-def _passed(context: Context) -> list[Commit]:
-    """Commits of versions when they passed the gate, the oldest first."""
-    return [c for c in release.commits(context)[::-1] if c.outputs.get("instead_of") is None]
+def _passed(commits: list[Commit]) -> list[Commit]:
+    """Of commits, the newest first, those of versions that passed the gate, the oldest first."""
+    return [commit for commit in commits[::-1] if commit.outputs.get("instead_of") is None]
