@@ -125,6 +125,7 @@ def _fell_most(
     both = [
         (name, own[name]["p_at_1"], others[name]["p_at_1"])
         for name in own.keys() & others.keys()
-        if own[name]["queries"] >= gate.class_queries
+        # The first evaluations did not count them.
+        if own[name].get("queries", 0) >= gate.class_queries
     ]
     return min(both, key=lambda found: (found[1] - found[2], found[0]), default=None)
