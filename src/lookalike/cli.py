@@ -11,14 +11,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
 
-from lookalike import artifacts, config
+from lookalike import artifacts, config, pages
 from lookalike.errors import ArtifactError, ConfigError, LookalikeError
 from lookalike.steps import STEPS
 from lookalike.steps.context import Context, Result
@@ -48,19 +47,6 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what parts print.")]
-
-_SHOWN = (
-    ("P@1", "A", "p_at_1"),
-    ("P@10", "A", "p_at_10"),
-    ("kNN accuracy (10)", "A", "knn_accuracy"),
-    ("MAP@10", "A", "map_at_10"),
-    ("MAP@R", "A", "map_at_r"),
-    ("P@1", "B", "p_at_1"),
-    ("MAP@R", "B", "map_at_r"),
-    ("P@1", "U", "p_at_1"),
-    ("MAP@R", "U", "map_at_r"),
-)
-_MEASURED = {"raw_pixels": "raw pixels", "encoder": "lookalike", "index": "lookalike's index"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -256,18 +242,7 @@ def releases(
     result = _alone(called, "releases", conf, set_, debug, as_json, step.listed)
     if as_json:
         return
-    names = sorted({name for one in result.releases for name in one.figures})
-    rows = [
-        (
-            str(one.number),
-            ", ".join(one.aliases) if one.registered else "removed",
-            one.encoder[:12],
-            one.index,
-            *(f"{one.figures[name]:.4f}" if name in one.figures else "" for name in names),
-        )
-        for one in result.releases
-    ]
-    called.obj.table(result.name, ("version", "alias", "encoder", "index", *names), rows)
+    pages.releases(called.obj, result)
 
 
 @app.command()
@@ -325,18 +300,7 @@ def query(
     if as_json:
         terminal.out.print_json(result.model_dump_json())
         return
-    for name, found in result.answers.items():
-        rows = [
-            (
-                str(f.rank),
-                f.item_id,
-                f.label or "",
-                f"{f.distance:.4f}",
-                "" if f.similarity is None else f"{f.similarity:.2f}",
-            )
-            for f in found
-        ]
-        terminal.table(name, ("rank", "item_id", "label", "distance", "similarity"), rows)
+    pages.answers(terminal, result)
 
 
 @app.command()
@@ -378,7 +342,7 @@ def clean(
         plan = step.plan(context, keep)
         result = plan.undone
         if not as_json:
-            _show_plan(terminal, result)
+            pages.plan(terminal, result)
         if yes:
             result = _cleaned(terminal, context, plan)
     if not yes and sys.stdin.isatty():
@@ -400,35 +364,6 @@ def _cleaned(terminal: Terminal, context: Context, plan: Plan) -> Cleaned:
     from lookalike.steps import clean as step
 
     return _shown(terminal, context, step.STEP, "", lambda: step.run(context, plan))
-
-
-def _show_plan(terminal: Terminal, plan: Cleaned) -> None:
-    for title, listed, heads in (
-        ("To be removed", plan.planned, ("what", "bytes", "age")),
-        ("To stay", plan.kept, ("what", "bytes", "age", "why")),
-    ):
-        rows = [
-            (
-                f"{one.kind} {one.name[:12] if one.kind == 'embeddings' else one.name}",
-                f"{one.size:,}",
-                _age(one.at),
-                "; ".join(one.reasons[:2]) + (" ..." if one.reasons[2:] else ""),
-            )
-            for one in listed
-        ]
-        rows.append((f"{len(listed)} in all", f"{sum(one.size for one in listed):,}", "", ""))
-        terminal.table(title, heads, [row[: len(heads)] for row in rows])
-    hours = plan.retained_hours
-    least = min(hours.values())
-    longer = "".join(
-        f"; {table}: {n:,} h, for a version in use" for table, n in hours.items() if n > least
-    )
-    terminal.out.print(f"Files that tables deleted go in a vacuum after {least:,} h{longer}")
-
-
-def _age(at: datetime) -> str:
-    hours = (datetime.now(UTC) - at).total_seconds() / 3600
-    return f"{hours / 24:,.0f} d" if hours >= 48 else f"{hours:.1f} h"
 
 
 @app.command()
@@ -465,7 +400,7 @@ def serve(
     with _opened(terminal, "serve", conf, set_, debug=True) as context:
         url = f"http://{host}:{port}"
         terminal.err.print(f"{context.config.name} at {url}/invocations; Ctrl-C stops it")
-        terminal.err.print(f"Ask it: {_program()} query {_recipe(conf, set_)} --url {url}")
+        terminal.err.print(f"Ask it: {pages.program()} query {_recipe(conf, set_)} --url {url}")
         step.run(context, host, port)
 
 
@@ -500,7 +435,7 @@ def run(
     if as_json:
         terminal.out.print_json(json.dumps(content, default=str))
     else:
-        _closing(terminal, content, where, _recipe(conf, set_))
+        pages.closing(terminal, content, where, _recipe(conf, set_))
     if refused is not None:
         raise refused
 
@@ -516,49 +451,8 @@ def _report(results: dict[str, Result], seconds: dict[str, float]) -> dict[str, 
     }
 
 
-def _closing(terminal: Terminal, content: dict[str, Any], where: str, recipe: str) -> None:
-    evaluated = content["steps"]["evaluate"]
-    figures = evaluated["figures"]
-    found = {what for measured in figures.values() for what in measured} | {"index"}
-    columns = [what for what in _MEASURED if what in found]
-    rows = [
-        (
-            f"{name}, protocol {protocol}",
-            *(
-                f"{figures[protocol][what][metric]:.3f}" if what in figures[protocol] else ""
-                for what in columns
-            ),
-        )
-        for name, protocol, metric in _SHOWN
-        if protocol in figures
-    ]
-    blank = [""] * (len(columns) - 1)
-    rows.append(("recall@10 of the index", *blank, f"{evaluated['index_recall']:.3f}"))
-    terminal.table("Test items", ("figure", *(_MEASURED[what] for what in columns)), rows)
-    for protocol in figures:
-        terminal.out.print(f"[dim]{protocol}: {content['protocols'][protocol]}[/dim]")
-    terminal.out.print()
-    if evaluated["picture"] is not None:
-        terminal.out.print(f"Queries with their neighbours: {evaluated['picture']}")
-    terminal.out.print(f"All figures: {where}")
-    terminal.out.print(f"MLflow run: {evaluated['run_id']}")
-    if "query" in content["steps"]:
-        sample = next(iter(content["steps"]["query"]["answers"]))
-        terminal.out.print("\nNext:")
-        terminal.out.print(f"  {_program()} query {recipe} {shlex.quote(sample)}")
-        terminal.out.print(f"  {_program()} serve {recipe}")
-
-
 def _recipe(conf: Path, settings: list[str] | None) -> str:
     return shlex.join(["--conf", str(conf), *(w for s in settings or () for w in ("--set", s))])
-
-
-def _program() -> str:
-    program = Path(sys.argv[0])
-    try:
-        return str(program.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return program.name
 
 
 if __name__ == "__main__":
