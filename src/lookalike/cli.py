@@ -389,7 +389,7 @@ def serve(
     called: typer.Context,
     conf: Conf,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5001,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5001,
     set_: Set = None,
 ) -> None:
     """Serve the champion over REST, with MLflow's scoring server, until stopped."""
@@ -399,8 +399,10 @@ def serve(
     terminal: Terminal = called.obj
     with _opened(terminal, "serve", conf, set_, debug=True) as context:
         url = f"http://{host}:{port}"
+        step.check(host, port)
+        ask = f"Ask it: {pages.program()} query {_recipe(conf, set_)} --url {url}"
         terminal.err.print(f"{context.config.name} at {url}/invocations; Ctrl-C stops it")
-        terminal.err.print(f"Ask it: {pages.program()} query {_recipe(conf, set_)} --url {url}")
+        terminal.err.print(ask, soft_wrap=True)  # to be copied
         step.run(context, host, port)
 
 

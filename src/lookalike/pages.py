@@ -102,18 +102,17 @@ def _age(at: datetime) -> str:
 
 def releases(terminal: Terminal, result: Releases) -> None:
     """The versions that passed the gate, a row each."""
-    names = sorted({name for one in result.releases for name in one.figures})
     rows = [
         (
             str(one.number),
             ", ".join(one.aliases) if one.registered else "removed",
             one.encoder[:12],
             one.index,
-            *(f"{one.figures[name]:.4f}" if name in one.figures else "" for name in names),
+            "\n".join(f"{name} {value:.4f}" for name, value in one.figures.items()),
         )
         for one in result.releases
     ]
-    terminal.table(result.name, ("version", "alias", "encoder", "index", *names), rows)
+    terminal.table(result.name, ("", "alias", "encoder", "index", "figures"), rows)
 
 
 def answers(terminal: Terminal, result: Answered) -> None:

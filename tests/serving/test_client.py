@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lookalike.errors import RequestError
+from lookalike.errors import DataError, RequestError
 from lookalike.serving.client import Endpoint
 
 FOUND = {"query": 0, "rank": 1, "item_id": "a", "label": None, "distance": 0.5,
@@ -78,3 +78,14 @@ def test_other_answers_are_told(status: int, body: str, said: str) -> None:
     with server((status, body)) as (url, seen), pytest.raises(RequestError, match=said):
         Endpoint(url).similar(item_id="b")
     assert len(seen) == 1
+
+
+def test_what_is_no_question_is_not_asked() -> None:
+    with server((200, ANSWER)) as (url, seen):
+        with pytest.raises(RequestError, match=r"no endpoint takes foo. Allowed: k, within"):
+            Endpoint(url).similar(item_id="b", foo=2)
+        with pytest.raises(DataError, match=r"the image is a str. .*item_id"):
+            Endpoint(url).similar("train-000042")
+    assert seen == []
+    with pytest.raises(RequestError, match=r"'127.0.0.1:5001' has no scheme"):
+        Endpoint("127.0.0.1:5001")

@@ -85,6 +85,9 @@ class Endpoint:
         retries: of a request that is answered 429 or 503, each after the time that the answer asks
             for, else after twice the time before.
         rows: of a request, at most; no more than the release's `serving.max_rows`.
+
+    Raises:
+        RequestError: a URL without http:// or https://.
     """
 
     def __init__(
@@ -95,6 +98,10 @@ class Endpoint:
         retries: int = 3,
         rows: int = 100,
     ):
+        if not url.startswith(("http://", "https://")):
+            raise RequestError(
+                f"the URL {url!r} has no scheme", allowed="http://... or https://..."
+            )
         self._rows = rows
         self._url = url.rstrip("/")
         if not self._url.endswith("/invocations"):
@@ -198,6 +205,11 @@ class Endpoint:
         return about
 
     def _ask(self, rows: dict[int, dict[str, Any]], options: Asked) -> list[dict[str, Any]]:
+        if unknown := options.keys() - Asked.__annotations__.keys():
+            raise RequestError(
+                f"no endpoint takes {', '.join(sorted(unknown))}",
+                allowed=", ".join(Asked.__annotations__),
+            )
         # A key of its own for each, so that rows of every kind, and of none, make a table.
         records = [{"key": number, **row} for number, row in rows.items()]
         body = {"dataframe_records": records, "params": dict(options)}
@@ -206,7 +218,7 @@ class Endpoint:
         except (requests.RequestException, ValueError) as error:
             raise RequestError(
                 f"{self._url} does not answer ({type(error).__name__})",
-                remedy="Start `lookalike serve`, or check --url",
+                remedy="Start `lookalike serve`, or check the URL",
             ) from error
         try:
             content = answer.json()
@@ -221,7 +233,7 @@ class Endpoint:
         if not isinstance(predictions, list):
             raise RequestError(
                 f"{self._url} is no endpoint of a lookalike release",
-                remedy="Check --url",
+                remedy="Check the URL",
             )
         return predictions
 
@@ -258,6 +270,12 @@ def _picture(url: str | None) -> bytes | None:
 def _file(image: bytes | Path) -> bytes:
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, Path):
+        raise DataError(
+            f"the image is a {type(image).__name__}",
+            allowed="the bytes of a file, or its pathlib.Path",
+            remedy="Give the id of an item as item_id",
+        )
     try:
         return image.read_bytes()
     except OSError as error:

@@ -12,7 +12,7 @@ from numpy.lib.format import read_array
 from pydantic import BaseModel
 
 from lookalike import artifacts
-from lookalike.errors import DataError
+from lookalike.errors import ConfigError, DataError
 from lookalike.steps.context import Context, Result
 
 STEP = "query"
@@ -54,23 +54,41 @@ def run(
 
     Raises:
         DataError: no such file, not an image or a vector, or no champion yet.
+        ConfigError: more neighbours than the champion gives.
         RequestError: no endpoint there.
     """
-    from lookalike.serving.client import Endpoint, Query, similar_of
+    from mlflow.exceptions import MlflowException
+
+    from lookalike.serving.client import Endpoint, Query, Similar, similar_of
     from lookalike.serving.release import load_champion
 
     queries = {str(path): _read(path) for path in paths} or _samples(context)
     if url is not None:
         endpoint = Endpoint(url)
-        found = {name: endpoint.similar(**query, k=k) for name, query in queries.items()}
+
+        def asked(query: Query) -> list[Similar]:
+            (found,) = endpoint.similar_to([query], k=k)
+            if isinstance(found, DataError):
+                raise found
+            return found
     else:
         import pandas as pd
 
         model = load_champion(context.tracking, context.config.model_name)
-        found = {}
-        for name, query in queries.items():
-            answer = model.predict(pd.DataFrame([Query(**query).row]), params={"k": k})
-            found[name] = similar_of(answer.to_dict("records"))
+
+        def asked(query: Query) -> list[Similar]:
+            try:
+                answer = model.predict(pd.DataFrame([query.row]), params={"k": k})
+            except MlflowException as error:  # what a server would answer 400
+                raise ConfigError(error.message) from error
+            return similar_of(answer.to_dict("records"))
+
+    found = {}
+    for name, query in queries.items():
+        try:
+            found[name] = asked(Query(**query))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
     return Answered(
         answers={
             name: [Found.model_validate(similar, from_attributes=True) for similar in rows]

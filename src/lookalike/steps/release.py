@@ -93,6 +93,9 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
             why=f"version {number} is made of this encoder and index, and gave way to version "
             f"{before[0].outputs['number']}; `lookalike promote {number}` brings it back"
         )
+    for gone in withdrawn:
+        if gone["encoder"] == inputs["encoder"] and gone["index"] == inputs["index"]:
+            context.say("the encoder and the index are those of a release that was rolled back")
     candidate = Candidate(Evaluation.of(found), _latency(context, trained["uri"], evaluated))
     champion = _champion(context, before[0], evaluated) if before else None
     checks = gate.check(config.gate, candidate, champion)

@@ -37,7 +37,8 @@ class Releases(Result):
 
     @property
     def words(self) -> str:
-        return f"{self.name} has {len(self.releases):,} releases"
+        count = len(self.releases)
+        return f"{self.name} has {count:,} release{'' if count == 1 else 's'}"
 
 
 def listed(context: Context) -> Releases:
@@ -129,7 +130,7 @@ def rollback(context: Context) -> Released:
             f"no release of {context.config.model_name} came before its champion"
             if commits
             else f"the model {context.config.model_name!r} has no champion yet",
-            remedy="Run `lookalike releases` for those that there are",
+            remedy="Run `lookalike releases` for those that there are, and promote one",
         )
     return promote(context, older[-1])
 

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from lookalike.errors import ConfigError
 from lookalike.steps.context import Context
+
+
+def check(host: str, port: int) -> None:
+    """See whether one can listen there.
+
+    Raises:
+        ConfigError: no.
+    """
+    try:
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can listen on {host}:{port} ({error.strerror})",
+            remedy="Give another --port, or --host",
+        ) from error
 
 
 def run(context: Context, host: str, port: int) -> NoReturn:
