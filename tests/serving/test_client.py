@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from support import served
 
 from lookalike.errors import DataError, RequestError
 from lookalike.serving.client import Endpoint
@@ -37,15 +37,8 @@ def server(*answers: tuple[int, str]) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=serving.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{serving.server_port}", seen
-    finally:
-        serving.shutdown()
-        thread.join()
-        serving.server_close()
+    with served(Handler) as url:
+        yield url, seen
 
 
 @pytest.mark.parametrize("status", [429, 503])

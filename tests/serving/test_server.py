@@ -9,10 +9,8 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ import pytest
 import requests
 from PIL import Image
 from shop import EACH, LIMITS, Item, ending, items, release
+from support import free_port, wait_for
 
 from lookalike.encoder import Encoder
 from lookalike.errors import DataError, RequestError
@@ -46,9 +45,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tracking = Tracking.of(str(folder), NAME, None)
     run = tracking.start("release")
     point(tracking, NAME, [log(run, release(folder), NAME, {})])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [SERVED_BY, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", f"models:/{NAME}@champion", "--port", str(port)]
     log_file = folder / "server.log"
@@ -66,15 +63,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         found = f"http://127.0.0.1:{port}"
         with ending(server):
-            deadline = time.monotonic() + 120
-            while True:
-                assert server.poll() is None, log_file.read_text()
-                assert time.monotonic() < deadline, log_file.read_text()
-                try:
-                    if requests.get(f"{found}/ping", timeout=5).ok:
-                        break
-                except requests.ConnectionError:
-                    time.sleep(0.3)
+            wait_for(server, f"{found}/ping", log_file)
             yield found
 
 

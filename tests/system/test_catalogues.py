@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from support import ROOT, SAMPLE, command, idx_files, read_idx
+from support import ROOT, SAMPLE, command, idx_files, read_idx, served
 
 from lookalike.images import encode_png
 from lookalike.steps import STEPS
@@ -48,21 +45,9 @@ def test_photos_in_folders(tmp_path: Path) -> None:
     assert figures["encoder"]["p_at_1"] > figures["raw_pixels"]["p_at_1"]
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_a_feed_of_urls(tmp_path: Path) -> None:
@@ -71,7 +56,8 @@ def test_a_feed_of_urls(tmp_path: Path) -> None:
     files = idx_files(SAMPLE)["train"]
     pixels, labels = (read_idx(Path(files[kind])) for kind in ("images", "labels"))
     rows = np.sort(np.concatenate([np.flatnonzero(labels == c)[:100] for c in range(10)]))
-    with served(tmp_path / "shop") as url, (tmp_path / "feed.csv").open("w") as file:
+    shop = partial(Quiet, directory=str(tmp_path / "shop"))
+    with served(shop) as url, (tmp_path / "feed.csv").open("w") as file:
         feed = csv.writer(file)
         feed.writerow(["sku", "image_url", "category", "price"])
         for n, row in enumerate(rows):

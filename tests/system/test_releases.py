@@ -166,16 +166,22 @@ def test_what_is_listed(opened: Opened) -> None:
 def test_of_two_at_once_one_is_released(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other has passed beside a champion that is none any more."""
     slow, quick = (opened("index.kind=hnsw", f"serving.max_k={k}") for k in (100, 200))
-    log, made = serving.log, []
-    other = opened("index.kind=hnsw", "mlflow.model=another")
+    log = serving.log
 
-    def overtaken(*arguments: Any) -> int:
-        number = log(*arguments)
-        monkeypatch.setattr(serving, "log", log)
-        made.append(release.run(quick))
-        return number
+    def overtaken_by(other: Context) -> list[Released | Skipped]:
+        """Let another release run where the next one has been logged."""
+        made: list[Released | Skipped] = []
 
-    monkeypatch.setattr(serving, "log", overtaken)
+        def logged(*arguments: Any) -> int:
+            number = log(*arguments)
+            monkeypatch.setattr(serving, "log", log)
+            made.append(release.run(other))
+            return number
+
+        monkeypatch.setattr(serving, "log", logged)
+        return made
+
+    made = overtaken_by(quick)
     with pytest.raises(LookalikeError, match="another release was committed meanwhile"):
         release.run(slow)
     (won,) = made
@@ -188,16 +194,12 @@ def test_of_two_at_once_one_is_released(opened: Opened, monkeypatch: pytest.Monk
     assert aliases(slow) == {"champion": again.number, "previous": won.number}
 
     # Another model of the warehouse is no rival.
-    def beside(*arguments: Any) -> int:
-        number = log(*arguments)
-        monkeypatch.setattr(serving, "log", log)
-        made.append(release.run(other))
-        return number
-
-    monkeypatch.setattr(serving, "log", beside)
+    made = overtaken_by(opened("index.kind=hnsw", "mlflow.model=another"))
     third = release.run(opened("index.kind=hnsw", "serving.max_k=250"))
     assert isinstance(third, Released)
-    assert (made[1].name, made[1].number) == ("another", 1)
+    (beside,) = made
+    assert isinstance(beside, Released)
+    assert (beside.name, beside.number) == ("another", 1)
     assert aliases(slow) == {"champion": third.number, "previous": again.number}
 
 

@@ -7,12 +7,11 @@ import csv
 import io
 import json
 import os
-import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 from pyspark.sql import SparkSession
-from support import QUICK, ROOT, command
+from support import QUICK, ROOT, command, served
 
 from lookalike import config
 from lookalike.errors import ConfigError, DataError
@@ -304,15 +303,8 @@ def shop() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Handler) as url:
+        yield url, asked
 
 
 def test_a_feed_of_urls_with_dead_links(fresh: Tables, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from PIL import Image
-from support import SECRET, Way, read_idx, write_manifest
+from support import SECRET, Way, free_port, read_idx, wait_for, write_manifest
 
 from lookalike import artifacts
 from lookalike import encoder as encoders
@@ -193,9 +193,7 @@ def test_executors_embed_without_tensorflow(way: Way, context: Context) -> None:
 @pytest.fixture(scope="module")
 def endpoint(way: Way) -> Iterator[str]:
     """`lookalike serve`: MLflow's real scoring server on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = (way.warehouse / "serve.log").open("w")
     arguments = ["serve", "--conf", str(way.conf), "--port", str(port)]
     server = subprocess.Popen(
@@ -204,15 +202,7 @@ def endpoint(way: Way) -> Iterator[str]:
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, Path(log.name).read_text()
-            assert time.monotonic() < deadline, Path(log.name).read_text()
-            try:
-                if requests.get(f"{url}/ping", timeout=5).ok:
-                    break
-            except requests.ConnectionError:
-                time.sleep(0.5)
+        wait_for(server, f"{url}/ping", Path(log.name))
         yield url
     finally:
         server.terminate()

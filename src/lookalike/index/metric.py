@@ -18,7 +18,7 @@ from lookalike.errors import DataError
 
 Metric = Literal["cosine", "l2", "dot"]
 METRICS: Final[tuple[Metric, ...]] = ("cosine", "l2", "dot")
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 """What float32's rounding does to the cosine of a vector with itself."""
 _CHUNK = 2**16
 
@@ -49,7 +49,7 @@ def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     if metric != "cosine":
         return vectors
     squares = np.einsum("ij,ij->i", vectors, vectors)
-    off = np.flatnonzero(~(np.abs(squares - 1) <= _ROUNDING))
+    off = np.flatnonzero(~(np.abs(squares - 1) <= ROUNDING))
     if len(off):
         # In doubles, where no square of a float32 overflows or vanishes.
         wide = vectors[off].astype(np.float64)
@@ -74,9 +74,9 @@ def bound(radius: float, metric: Metric) -> float:
     """What faiss compares with, so that what lies at `radius` itself is within it."""
     match metric:
         case "cosine":
-            return 1 - radius - _ROUNDING
+            return 1 - radius - ROUNDING
         case "l2":
-            return float(np.nextafter(np.float32(radius**2 * (1 + _ROUNDING)), np.float32(np.inf)))
+            return float(np.nextafter(np.float32(radius**2 * (1 + ROUNDING)), np.float32(np.inf)))
         case "dot":
             return float(np.nextafter(np.float32(-radius), np.float32(-np.inf)))
 

@@ -22,7 +22,7 @@ import numpy as np
 from lookalike.errors import ConfigError
 from lookalike.index import kinds, nearest
 from lookalike.index.kinds import Built
-from lookalike.index.metric import Metric, apart, code_of
+from lookalike.index.metric import ROUNDING, Metric, apart, code_of
 from lookalike.index.plan import KINDS, Kind, Plan
 from lookalike.index.rows import Rows
 from lookalike.index.spool import Spool, using
@@ -38,8 +38,6 @@ _ROUNDS: Final = 5
 _ALIKE: Final = 1.1
 _CLOSE: Final = 1e-5
 """Relative difference of distances that are taken for equal."""
-_ROUNDING: Final = 1e-6
-"""Of similarities of unit vectors."""
 _SEED: Final = 23
 
 
@@ -338,7 +336,7 @@ class _Test:
         """Share of what was found that is as near as the exact neighbours: equals count."""
         kept = self.spool.rows(found.ravel()).reshape(*found.shape, -1)
         near = apart(self.queries, kept, self.metric)
-        slack = _CLOSE * np.abs(self.kth) + (0 if self.metric == "l2" else _ROUNDING)
+        slack = _CLOSE * np.abs(self.kth) + (0 if self.metric == "l2" else ROUNDING)
         return float((near <= self.kth + slack).mean())
 
     def climb(self, vectors: Built) -> tuple[list[Point], bool]:

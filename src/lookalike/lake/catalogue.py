@@ -136,17 +136,14 @@ def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[s
 
 def some_ids(tables: Tables, fingerprint: str, items_version: int, count: int) -> list[str]:
     """Ids of a few items that have an encoder's vector, chosen by hash."""
-    items = _items(tables, items_version, labelled=False)
-    known = items.join(_vectors(tables, fingerprint), "sha256", "left_semi")
-    return [row["item_id"] for row in _by_hash(known, count).collect()]
+    return [row["item_id"] for row in _some(tables, fingerprint, items_version, count).collect()]
 
 
 def some_contents(tables: Tables, fingerprint: str, items_version: int, count: int) -> DataFrame:
     """The original bytes of a few items that have an encoder's vector, chosen by hash: bytes."""
-    items = _items(tables, items_version, labelled=False)
-    known = items.join(_vectors(tables, fingerprint), "sha256", "left_semi")
+    few = _some(tables, fingerprint, items_version, count)
     contents = tables.read("contents").select("sha256", "bytes")
-    return contents.join(F.broadcast(_by_hash(known, count)), "sha256").select("bytes")
+    return contents.join(F.broadcast(few), "sha256").select("bytes")
 
 
 def thumbnails(tables: Tables, items_version: int, size: int) -> DataFrame:
@@ -177,6 +174,11 @@ def _thumbnails(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Rec
         yield pa.RecordBatch.from_arrays(
             [pa.array(hashes, pa.string()), pa.array(files, pa.binary())], ["sha256", "thumbnail"]
         )
+
+
+def _some(tables: Tables, fingerprint: str, items_version: int, count: int) -> DataFrame:
+    items = _items(tables, items_version, labelled=False)
+    return _by_hash(items.join(_vectors(tables, fingerprint), "sha256", "left_semi"), count)
 
 
 def _items(tables: Tables, version: int, labelled: bool) -> DataFrame:

@@ -12,6 +12,7 @@ import numpy as np
 from lookalike.columns import FAMILY, LABEL
 from lookalike.errors import DataError
 from lookalike.index import Index, Neighbour
+from lookalike.index.metric import ROUNDING
 from lookalike.metrics import Calibration
 from lookalike.serving.contract import Options
 
@@ -20,8 +21,6 @@ _DEEPEST = 10_000
 """Neighbours of a query that are looked through, where k of them do not do."""
 _TOGETHER = 100_000
 """Neighbours looked through at a time, of all queries."""
-_ROUNDING = 1e-6
-"""What float32's rounding does to the distance of a vector from itself."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Rules:
                 f"max_per names {', '.join(unknown)[:100]}, which no item has",
                 allowed=", ".join([LABEL, *keys][:20]),
             )
-        radius += _ROUNDING
+        radius += ROUNDING
         collapse = options.collapse and FAMILY in index.keys
         return cls(options.k, radius, collapse, options.most, index.count(options.where))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final, TypedDict
 
 from mlflow.exceptions import MlflowException
@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
-from lookalike.errors import DataError, LookalikeError
+from lookalike.errors import ContentError, DataError, LookalikeError
 
 KINDS: Final = ("image", "item_id", "vector", "text", "input")
 """What a row may hold to look for: one of these. `input` is the older contract's image: a file, or
@@ -58,16 +58,15 @@ class Limits:
     image_bytes: int = 16 * 2**20
     image_pixels: int = 64_000_000
 
-    def check(self, name: str, found: int, what: str) -> None:
+    def check(self, name: str, found: int, what: str, reason: str = "too_many") -> None:
         """Refuse more than a limit allows.
 
         Raises:
-            DataError: naming the limit.
+            ContentError: naming the limit; its code is `reason`.
         """
         if found > (limit := getattr(self, name)):
-            raise DataError(
-                f"{what} {found:,}", allowed=f"at most {limit:,} (serving.max_{name} of the recipe)"
-            )
+            allowed = f"at most {limit:,} (serving.max_{name} of the recipe)"
+            raise ContentError(reason, f"{what} {found:,}", allowed=allowed)
 
 
 @dataclass(frozen=True)
@@ -180,15 +179,20 @@ def failed() -> Refused:
     return Refused(error, INTERNAL_ERROR)
 
 
+_TYPES: Final = {
+    "int": DataType.long,
+    "float": DataType.double,
+    "str": DataType.string,
+    "bool": DataType.boolean,
+}
+
+
 def signature() -> ModelSignature:
     """What MLflow checks: as little as it lets us, for its own refusals show the request."""
-    types = {
-        "k": DataType.long, "within": DataType.double, "min_similarity": DataType.double,
-        "where": DataType.string, "exclude_self": DataType.boolean, "collapse": DataType.boolean,
-        "max_per": DataType.string, "effort": DataType.long, "thumbnails": DataType.boolean,
-        "attributes": DataType.boolean, "about": DataType.boolean,
-    }  # fmt: skip
-    defaults = asdict(Options())
+    params = [
+        ParamSpec(field.name, _TYPES[str(field.type).removesuffix(" | None")], field.default)
+        for field in fields(Options)
+    ]
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in (*KINDS, KEY)]),
         outputs=Schema(
@@ -197,5 +201,5 @@ def signature() -> ModelSignature:
                 for name in (*ANSWER, *ON_REQUEST)
             ]
         ),
-        params=ParamSchema([ParamSpec(n, kind, defaults[n]) for n, kind in types.items()]),
+        params=ParamSchema(params),
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from lookalike import images
 from lookalike.encoder import normalised
-from lookalike.errors import ContentError, DataError, ImageError
+from lookalike.errors import ContentError, ImageError
 from lookalike.serving.contract import KINDS, Limits
 from lookalike.serving.release import Release
 
@@ -66,12 +66,7 @@ def read(record: Mapping[Any, Any], release: Release, limits: Limits) -> Query:
     if kind == "input" and len(data) == preprocessing.item_bytes and not _opens(data):
         pixels = np.frombuffer(data, np.uint8).reshape(preprocessing.shape)
         return Query(image=images.encode_png(pixels.squeeze()))
-    try:
-        limits.check("image_pixels", images.pixels(data), "the image's pixels are")
-    except ImageError:
-        raise
-    except DataError as error:
-        raise ContentError("too_large", str(error)) from None
+    limits.check("image_pixels", images.pixels(data), "the image's pixels are", "too_large")
     return Query(image=data)
 
 
@@ -124,10 +119,7 @@ def _bytes(value: Any, limits: Limits) -> bytes:
 
 
 def _check_bytes(found: int, limits: Limits) -> None:
-    try:
-        limits.check("image_bytes", found, "the image's bytes are")
-    except DataError as error:
-        raise ContentError("too_many_bytes", str(error)) from None
+    limits.check("image_bytes", found, "the image's bytes are", "too_many_bytes")
 
 
 def _vector(value: Any, dim: int) -> np.ndarray:

@@ -86,10 +86,7 @@ def _judged(
             rule = f"above raw pixels' {raw[metric]:.4f}"
             yield name, f"{value:.4f}", rule, value > raw[metric]
     for name, floor in gate.min.items():
-        if name not in own:
-            yield name, "not measured", f"at least {floor}", False
-        else:
-            yield name, f"{own[name]:.4f}", f"at least {floor}", own[name] >= floor
+        yield _floor(own, name, floor, f"at least {floor}")
     if champion is not None:
         yield from _beside(gate, candidate, champion)
     if gate.max_latency_ms is not None and candidate.latency is not None:
@@ -103,17 +100,19 @@ def _beside(
     own = candidate.figures
     for name, value in Candidate(champion).figures.items():
         drop = gate.max_drop_recall if name == RECALL else gate.max_drop
-        rule = f"at least the champion's {value:.4f} - {drop}"
-        if name not in own:
-            yield name, "not measured", rule, False
-        else:
-            yield name, f"{own[name]:.4f}", rule, own[name] >= value - drop
+        yield _floor(own, name, value - drop, f"at least the champion's {value:.4f} - {drop}")
     fell = _fell_most(gate, candidate.evaluation, champion)
     if fell is not None:
         name, value, before = fell
         rule = f"at least the champion's {before:.4f} - {gate.max_drop_class}"
         passed = value >= before - gate.max_drop_class
         yield f"A p_at_1 of {name!r}, which fell most", f"{value:.4f}", rule, passed
+
+
+def _floor(own: dict[str, float], name: str, floor: float, rule: str) -> tuple[str, str, str, bool]:
+    if name not in own:
+        return name, "not measured", rule, False
+    return name, f"{own[name]:.4f}", rule, own[name] >= floor
 
 
 def _fell_most(

@@ -116,7 +116,8 @@ def index_recall(sample: Sample, index: Index) -> float:
     own, others = _known(sample), ~sample.test
     own = own if own.any() else sample.test
     gallery_ids, vectors = sample.item_ids[others], sample.vectors[others]
-    if index.count(index.among(gallery_ids.tolist())) < len(gallery_ids):
+    among = index.among(gallery_ids.tolist())
+    if index.count(among) < len(gallery_ids):
         held = np.array([item_id in index for item_id in gallery_ids.tolist()], bool)
         if not held.any():
             return 0.0
@@ -124,7 +125,6 @@ def index_recall(sample: Sample, index: Index) -> float:
     queries, gallery = metrics.unit(sample.vectors[own]), metrics.unit(vectors)
     parts = [best for _, best, _ in metrics.nearest(queries, gallery, _RECALL_AT)]
     exact = gallery_ids[np.concatenate(parts)]
-    among = index.among(gallery_ids.tolist())
     found = np.array(index.search(queries, _RECALL_AT, among).ids).reshape(len(queries), -1)
     shares = [np.isin(best, near).mean() for best, near in zip(exact, found, strict=True)]
     return float(np.mean(shares))

@@ -66,19 +66,16 @@ def run(
     if url is not None:
         endpoint = Endpoint(url)
 
-        def asked(query: Query) -> list[Similar]:
-            (found,) = endpoint.similar_to([query], k=k)
-            if isinstance(found, DataError):
-                raise found
-            return found
+        def asked(query: dict[str, Any]) -> list[Similar]:
+            return endpoint.similar(**query, k=k)
     else:
         import pandas as pd
 
         model = load_champion(context.tracking, context.config.model_name)
 
-        def asked(query: Query) -> list[Similar]:
+        def asked(query: dict[str, Any]) -> list[Similar]:
             try:
-                answer = model.predict(pd.DataFrame([query.row]), params={"k": k})
+                answer = model.predict(pd.DataFrame([Query(**query).row]), params={"k": k})
             except MlflowException as error:  # what a server would answer 400
                 raise ConfigError(error.message) from error
             return similar_of(answer.to_dict("records"))
@@ -86,7 +83,7 @@ def run(
     found = {}
     for name, query in queries.items():
         try:
-            found[name] = asked(Query(**query))
+            found[name] = asked(query)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
     return Answered(

@@ -81,7 +81,7 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
     }
     before = commits(context)
     # Killed between the ledger's commit and the alias, the alias is behind: mended whatever comes.
-    there = bool(before) and _followed(context)
+    there = bool(before) and _followed(context, before)
     withdrawn = before[0].outputs.get("withdrawn", ()) if before else ()
     if there and before[0].inputs == inputs:
         if check:
@@ -133,7 +133,7 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
         withdrawn=tuple(withdrawn),
     )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded(), since(context, before))
-    follow(context)
+    follow(context, commits(context))
     return result
 
 
@@ -159,22 +159,22 @@ def _model(context: Context) -> dict[str, Any]:
     return {"model": context.config.model_name, "registry": registry_of(context)}
 
 
-def follow(context: Context) -> None:
-    """Point the registry's aliases to what the ledger's newest commits say.
+def follow(context: Context, made: list[Commit]) -> None:
+    """Point the registry's aliases to what the model's `commits` say.
 
     Raises:
         ArtifactError: the registry does not have the champion any more.
     """
     from lookalike.serving import release
 
-    numbers = [commit.outputs["number"] for commit in commits(context)]
+    numbers = [commit.outputs["number"] for commit in made]
     release.point(context.tracking, context.config.model_name, numbers)
 
 
-def _followed(context: Context) -> bool:
+def _followed(context: Context, made: list[Commit]) -> bool:
     """Follow; whether the registry has the champion."""
     try:
-        follow(context)
+        follow(context, made)
     except ArtifactError as error:
         context.say(str(error))
         return False

@@ -48,7 +48,7 @@ def listed(context: Context) -> Releases:
     name = context.config.model_name
     if commits := release.commits(context):
         with suppress(ArtifactError):  # the champion is shown as removed
-            release.follow(context)
+            release.follow(context, commits)
     known = {v.number: v for v in registry.versions(context.tracking, name)}
     found = []
     for commit in _passed(commits)[::-1]:
@@ -91,7 +91,7 @@ def promote(context: Context, number: int) -> Released:
         )
     last = commits[0]
     if last.outputs["number"] == number:
-        release.follow(context)
+        release.follow(context, commits)
         return Released(**last.outputs | {"unchanged": True})
     gone: list[dict[str, Any]] = list(last.outputs.get("withdrawn", ()))
     order = [commit.outputs["number"] for commit in _passed(commits)]
@@ -108,7 +108,7 @@ def promote(context: Context, number: int) -> Released:
     )
     recorded, since = context.config.recorded(), release.since(context, commits)
     context.ledger.commit(release.STEP, target.inputs, result.model_dump(), recorded, since)
-    release.follow(context)
+    release.follow(context, release.commits(context))
     return result
 
 
