@@ -136,12 +136,17 @@ def command(
     )
 
 
-def killed(where: str) -> str:
-    """Code that makes a function kill the process with SIGKILL."""
+def killed(where: str, call: int = 1) -> str:
+    """Code that makes a function kill the process with SIGKILL, at one of its calls."""
     module, _, name = where.rpartition(".")
     owner, _, method = module.rpartition(":")
     target = f"importlib.import_module({owner or module!r})" + (f".{method}" if owner else "")
-    return f"{KILL}import importlib\nsetattr({target}, {name!r}, kill)"
+    return (
+        f"{KILL}import importlib\n"
+        f"whole, before = {target}.{name}, iter(range({call - 1}))\n"
+        "def dies(*a, **k): return kill() if next(before, None) is None else whole(*a, **k)\n"
+        f"setattr({target}, {name!r}, dies)"
+    )
 
 
 def free_port() -> int:

@@ -225,7 +225,7 @@ def release(
     )
     checks = getattr(result, "checks", ())
     if checks and not as_json:
-        called.obj.table("The gate", ("figure", "value", "rule", ""), checks)
+        called.obj.gate(checks)
 
 
 @app.command()

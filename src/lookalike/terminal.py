@@ -82,21 +82,29 @@ class Terminal:
             soft_wrap=True,
         )
 
-    def table(self, title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    def table(
+        self,
+        title: str,
+        heads: tuple[str, ...],
+        rows: Sequence[tuple[str, ...]],
+        on: Console | None = None,
+    ) -> None:
+        """Print a table; on what a command answers on, if nothing else is said."""
         table = Table(title=escape(title), title_justify="left", title_style="bold")
         for i, head in enumerate(heads):
             table.add_column(head, justify="left" if i == 0 else "right")
         for row in rows:
             table.add_row(*map(escape, row))
-        self.out.print(table)
+        (on or self.out).print(table)
+
+    def gate(self, rows: Sequence[tuple[str, ...]], on: Console | None = None) -> None:
+        """Print what the release gate looked at."""
+        self.table("The release gate", ("figure", "candidate", "rule", "verdict"), rows, on)
 
     def error(self, error: BaseException) -> None:
         """Say what went wrong, without a traceback."""
         if isinstance(error, GateError):
-            table = Table("figure", "candidate", "rule", "verdict", title="The release gate")
-            for row in error.rows:
-                table.add_row(*row)
-            self.err.print(table)
+            self.gate(error.rows, self.err)
         if isinstance(error, LookalikeError):
             kind, said = type(error).__name__, str(error)
         else:

@@ -207,6 +207,7 @@ def _vector() -> list[float]:
 
 
 SECRET = "do-not-repeat-me"
+ASKED = b'{"dataframe_records": [{"item_id": "do-not-repeat-me"}], "params": '
 
 
 @pytest.mark.parametrize(
@@ -240,29 +241,46 @@ def test_too_many_rows_are_refused_by_the_limits_name(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "said"),
     [
-        b"{",
-        b"[]",
-        b'{"rows": [{"item_id": "do-not-repeat-me"}]}',
-        b'{"dataframe_records": {"item_id": "do-not-repeat-me"}}',
-        b'{"dataframe_records": "do-not-repeat-me"}',
-        b'{"dataframe_split": {"columns": ["item_id"], "data": [["do-not-repeat-me", 2]]}}',
-        b'{"dataframe_records": []}',
-        b'{"dataframe_records": [{"image_id": "do-not-repeat-me"}]}',
-        b'{"inputs": ["do-not-repeat-me"]}',
-        b'{"instances": [["do-not-repeat-me"]]}',
-        b'{"inputs": "do-not-repeat-me"}',
-        b'{"dataframe_records": [{"item_id": "do-not-repeat-me"}], "params": {"k": "many"}}',
-        b'{"dataframe_records": [{"item_id": "do-not-repeat-me"}], "params": {"where": 5}}',
-        b'{"dataframe_records": [{"item_id": "do-not-repeat-me"}], "params": [1]}',
+        (b'{"item_id": "do-not-repeat-me"', "cannot be read as JSON"),
+        (b"do-not-repeat-me\xff", "cannot be read as JSON"),
+        (b'["do-not-repeat-me"]', "no JSON object"),
+        (b'{"rows": [{"item_id": "do-not-repeat-me"}]}', "dataframe_records"),
+        (b'{"dataframe_records": {"item_id": "do-not-repeat-me"}}', "dataframe_records"),
+        (b'{"dataframe_records": "do-not-repeat-me"}', "dataframe_records"),
+        (b'{"dataframe_split": {"columns": ["item_id"], "data": [["do-not-repeat-me", 2]]}}', ""),
+        (b'{"dataframe_records": []}', "dataframe_records"),
+        (b'{"dataframe_records": [{"image_id": "do-not-repeat-me"}]}', "dataframe_records"),
+        (b'{"inputs": ["do-not-repeat-me"]}', "dataframe_records"),
+        (b'{"instances": [["do-not-repeat-me"]]}', "dataframe_records"),
+        (b'{"inputs": "do-not-repeat-me"}', "dataframe_records"),
+        (b'{"inputs": {"item_id": ["do-not-repeat-me", "b"], "vector": [1]}}', ""),
+        (b'{"inputs": [["do-not-repeat-me"], ["a", "b"]]}', "dataframe_records"),
+        (ASKED + b'{"k": "many-do-not-repeat-me"}}', "k has the type str. Allowed: a whole number"),
+        (ASKED + b'{"k": true}}', "k has the type bool. Allowed: a whole number"),
+        (ASKED + b'{"where": 5}}', "where has the type int. Allowed: a text"),
+        (ASKED + b'{"within": "near"}}', "within has the type str. Allowed: a number"),
+        (ASKED + b'{"about": 1}}', "about has the type int. Allowed: true or false"),
+        (ASKED + b"[1]}", "an object of names and values"),
     ],
 )
-def test_what_cannot_be_read_is_a_400(url: str, body: bytes) -> None:
+def test_what_cannot_be_read_is_a_400(url: str, body: bytes, said: str) -> None:
     answer = requests.post(
         f"{url}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=60
     )
     assert answer.status_code == 400
+    assert said in answer.json()["message"]
+    assert "Traceback" not in answer.text
+    assert SECRET not in answer.text
+
+
+@pytest.mark.parametrize("kind", [None, "text/csv", "application/x-parquet", "image/jpeg"])
+def test_other_layouts_are_refused_or_read(url: str, kind: str | None) -> None:
+    body = b'item_id,key\n"do-not-repeat-me' + b"\x00" * (kind != "text/csv")
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = requests.post(f"{url}/invocations", data=body, headers=headers, timeout=60)
+    assert answer.status_code in (400, 415)
     assert "Traceback" not in answer.text
     assert SECRET not in answer.text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, Final, TypedDict
 
 from mlflow.exceptions import MlflowException
@@ -121,6 +121,23 @@ class Options:
         _ = found.most  # refused before anything is searched
         return found
 
+    @staticmethod
+    def types(params: Any) -> None:
+        """Look whether parameters as JSON has them are of the types that they must be.
+
+        Raises:
+            DataError: one is not.
+        """
+        if not isinstance(params, Mapping):
+            raise DataError("params cannot be read", allowed="an object of names and values")
+        for field in fields(Options):
+            value = params.get(field.name)
+            _, allowed, kinds = _kind(field)
+            # By its very type: to Python a bool is an int.
+            if value is not None and type(value) not in kinds:
+                found = type(value).__name__
+                raise DataError(f"{field.name} has the type {found}", allowed=allowed)
+
     @property
     def most(self) -> dict[str, int]:
         """By 'label' or key of an attribute: how many of one value at most.
@@ -154,8 +171,8 @@ class Options:
 class Refused(MlflowException):  # type: ignore[misc]
     """A request as a whole that cannot be answered; the server says so with 400.
 
-    MLflow's server puts the request's data before the words of its own errors. Those of this one
-    stay as they are.
+    MLflow's server puts the request's data before the words of an error that comes out of a model.
+    Those of this one stay as they are.
     """
 
     def __init__(self, error: LookalikeError, code: int = INVALID_PARAMETER_VALUE):
@@ -180,19 +197,21 @@ def failed() -> Refused:
 
 
 _TYPES: Final = {
-    "int": DataType.long,
-    "float": DataType.double,
-    "str": DataType.string,
-    "bool": DataType.boolean,
+    "int": (DataType.long, "a whole number", (int,)),
+    "float": (DataType.double, "a number", (int, float)),
+    "str": (DataType.string, "a text", (str,)),
+    "bool": (DataType.boolean, "true or false", (bool,)),
 }
+"""By a parameter's annotation: MLflow's type, words for it, and JSON's values in Python."""
+
+
+def _kind(field: Field[Any]) -> tuple[DataType, str, tuple[type, ...]]:
+    return _TYPES[str(field.type).removesuffix(" | None")]
 
 
 def signature() -> ModelSignature:
     """What MLflow checks: as little as it lets us, for its own refusals show the request."""
-    params = [
-        ParamSpec(field.name, _TYPES[str(field.type).removesuffix(" | None")], field.default)
-        for field in fields(Options)
-    ]
+    params = [ParamSpec(each.name, _kind(each)[0], each.default) for each in fields(Options)]
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in (*KINDS, KEY)]),
         outputs=Schema(

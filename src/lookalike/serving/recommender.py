@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from mlflow.pyfunc import PythonModel
 from lookalike.columns import FAMILY
 from lookalike.errors import ContentError, DataError, LookalikeError
 from lookalike.index import Neighbour
-from lookalike.serving import queries
+from lookalike.serving import queries, server
 from lookalike.serving.choice import Rules, choose
 from lookalike.serving.contract import CODE, KEY, KINDS, WORDS, Options, Refused, failed
 from lookalike.serving.queries import Query
@@ -22,7 +21,6 @@ from lookalike.serving.release import KIND, Release
 
 _log = logging.getLogger(__name__)
 _TOGETHER = 64  # images encoded at a time
-_SERVER = "mlflow.pyfunc.scoring_server.app"
 
 
 class Recommender(PythonModel):
@@ -37,11 +35,7 @@ class Recommender(PythonModel):
     _release: Release
 
     def load_context(self, context: Any) -> None:
-        if _SERVER in sys.modules:
-            # MLflow's server begins what it says of a refused request with the request's rows, as
-            # pandas prints them: there it prints their columns.
-            pd.set_option("display.large_repr", "info")
-            pd.set_option("display.max_rows", 0)
+        server.guard()
         # A serving process takes requests side by side: threads of their own would only compete.
         self._release = Release.open(Path(context.artifacts[KIND]), threads=1)
 
