@@ -21,29 +21,34 @@ def labels_file(count: int = 3) -> bytes:
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_images_and_labels(pack) -> None:
-    pixels, labels = idx.parse_pair(pack(images_file()), pack(labels_file()), "i", "l")
+    pixels = idx.parse(pack(images_file()), idx.IMAGES, "i")
+    labels = idx.parse(pack(labels_file()), idx.LABELS, "l")
     assert pixels.tolist() == np.arange(12).reshape(3, 2, 2).tolist()
     assert labels.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "said"),
+    ("data", "kind", "said"),
     [
-        (b"", labels_file(), "i has 0 bytes"),
-        (b"\x00\x00", labels_file(), "i has 2 bytes"),
-        (b"GIF89a..", labels_file(), "i is no IDX file: it begins with 0x47494638"),
-        (labels_file(), images_file(), "i is an IDX label file.*swapped"),
-        (images_file(), images_file(), "l is an IDX image file.*swapped"),
-        (images_file()[:-1], labels_file(), "i says 3 x 2 x 2 bytes and has 11"),
-        (images_file()[:9], labels_file(), "i says"),
-        (gzip.compress(images_file())[:-9], labels_file(), "i is a gzip file that breaks off"),
-        (images_file(3), labels_file(4), "i has 3 images and l has 4 labels"),
+        (b"", idx.IMAGES, "f has 0 bytes"),
+        (b"\x00\x00", idx.IMAGES, "f has 2 bytes"),
+        (b"GIF89a..", idx.IMAGES, "f is no IDX file: it begins with 0x47494638"),
+        (labels_file(), idx.IMAGES, "f is an IDX label file.*swapped"),
+        (images_file(), idx.LABELS, "f is an IDX image file.*swapped"),
+        (images_file()[:-1], idx.IMAGES, "f says 3 x 2 x 2 bytes and has 11"),
+        (images_file()[:9], idx.IMAGES, "f says"),
+        (gzip.compress(images_file())[:-9], idx.IMAGES, "f is a gzip file that breaks off"),
     ],
-    ids=range(9),
+    ids=range(8),
 )
-def test_bad_files_are_named(images: bytes, labels: bytes, said: str) -> None:
+def test_bad_files_are_named(data: bytes, kind: int, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        idx.parse_pair(images, labels, "i", "l")
+        idx.parse(data, kind, "f")
+
+
+def test_counts_that_differ() -> None:
+    with pytest.raises(DataError, match="i has 3 images and l has 4 labels"):
+        idx.check_counts(3, 4, "i", "l")
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -64,6 +69,9 @@ def test_the_full_files() -> None:
     for name, count in (("train", 60_000), ("t10k", 10_000)):
         files = [Path(folder) / "fashion-mnist" / f"{name}-{kind}-ubyte.gz"
                  for kind in ("images-idx3", "labels-idx1")]  # fmt: skip
-        pixels, labels = idx.parse_pair(*(file.read_bytes() for file in files), "i", "l")
+        pixels, labels = (
+            idx.parse(file.read_bytes(), kind, file.name)
+            for file, kind in zip(files, (idx.IMAGES, idx.LABELS), strict=True)
+        )
         assert pixels.shape == (count, 28, 28)
         assert np.bincount(labels).tolist() == [count // 10] * 10

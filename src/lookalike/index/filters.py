@@ -9,7 +9,7 @@ import numpy as np
 from lookalike.columns import FAMILY
 from lookalike.index.delta import Delta
 from lookalike.index.items import Items
-from lookalike.index.rows import Rows
+from lookalike.index.rows import NO_ROWS, Rows
 from lookalike.index.where import Where, parse, unknown
 
 _REMEMBERED = 32
@@ -38,6 +38,8 @@ class Matching:
         # Worked out once for a state of the base.
         if self._alive is None or self._alive[0] is not alive:
             self._alive = (alive, self._base if alive.whole else self._base & alive)
+        if not len(delta):
+            return self._alive[1], NO_ROWS
         matches = np.zeros(len(delta), bool)
         matches[: len(self.delta)] = self.delta
         return self._alive[1], Rows.of(delta & matches)

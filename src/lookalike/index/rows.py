@@ -62,3 +62,7 @@ class Rows:
     def selector(self) -> faiss.IDSelector:
         """The rows as faiss takes them."""
         return faiss.IDSelectorBitmap(self.bits)
+
+
+NO_ROWS = Rows.of(np.zeros(0, bool))
+"""Of a part that has none."""

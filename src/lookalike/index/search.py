@@ -24,12 +24,11 @@ from lookalike.index.metric import Metric, finite, prepared
 from lookalike.index.neighbours import Neighbours
 from lookalike.index.plan import Plan
 from lookalike.index.reading import Opened, opened
-from lookalike.index.rows import Rows
+from lookalike.index.rows import NO_ROWS, Rows
 from lookalike.index.spool import using
 from lookalike.index.vectors import Vectors
 
 _CHUNK = 2**14
-_NO_ROWS = Rows.of(np.zeros(0, bool))
 
 
 class Selection:
@@ -327,7 +326,7 @@ class Index:
             size = len(self._delta)
             alive = self._delta.alive[:size]
             if where is None:
-                return self._alive, Rows.of(alive) if size else _NO_ROWS
+                return self._alive, Rows.of(alive) if size else NO_ROWS
             if isinstance(where, str):
                 return self._filters.matching(where).among(self._alive, alive)
             if where.index is not self:

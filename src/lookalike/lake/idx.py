@@ -48,25 +48,6 @@ def parse(data: bytes, kind: int, name: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def parse_pair(
-    images: bytes, labels: bytes, images_name: str, labels_name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read images and their labels.
-
-    Returns:
-        uint8 (n, height, width) and uint8 (n,).
-
-    Raises:
-        DataError: as `parse`, or their counts differ.
-    """
-    pixels, numbers = (
-        parse(images, IMAGES, images_name),
-        parse(labels, LABELS, labels_name),
-    )
-    check_counts(len(pixels), len(numbers), images_name, labels_name)
-    return pixels, numbers
-
-
 def peek(path: Path, kind: int) -> int:
     """How many images or labels a local file says it has, from its first bytes.
 

@@ -6,6 +6,7 @@ read. It is written when all else is, so a load killed anywhere is finished by t
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -287,17 +288,20 @@ def _changes(tables: Tables, listing: DataFrame, source: Source) -> DataFrame:
     """The listing with `change`: what is to be done for an item.
 
     same: nothing; relabel: its row is other, its content is not; read: its content is new, or may
-    be; reject: the listing shows that it cannot be used; known: it has been rejected before.
+    be; reject: the listing shows that it cannot be used; known: it has been rejected before. Of
+    same and known there is the id alone.
     `mended`: it need not be read to be a reject no more; `taken`: another source had it before.
     """
-    items = tables.pinned("items").select(
+    with ThreadPoolExecutor() as looks:  # each takes a look at the table's log
+        items, rejects = looks.map(tables.pinned, ("items", "rejects"))
+    items = items.select(
         "item_id",
         F.col("sha256"),
         F.col("source").alias("old_source"),
         F.col("source_version").alias("old_version"),
         F.struct(*map(_comparable, _METADATA)).alias("old"),
     )
-    rejects = tables.pinned("rejects").select(
+    rejects = rejects.select(
         "item_id",
         F.col("source").alias("bad_source"),
         F.col("source_version").alias("bad_version"),
@@ -324,12 +328,15 @@ def _changes(tables: Tables, listing: DataFrame, source: Source) -> DataFrame:
     # `embed` rejects what is in the tables, of the same version.
     mended = rejected & ((found == "relabel") | ((found == "same") & ~bad))
     taken = F.col("old_source").isNotNull() & ~F.col("old_source").isin(list(source.names))
+    # What stays as it was is counted, and told by its id.
+    stays = found.isin("same", "known") & ~F.col("mended")
+    told = [F.when(~stays, F.col(c)).alias(c) for c in listing.columns if c != "item_id"]
     return (
         listing.join(items, "item_id", "left")
         .join(rejects, "item_id", "left")
         .withColumn("change", change)
         .withColumns({"was_rejected": rejected, "mended": mended, "taken": taken})
-        .select(*listing.columns, "sha256", "was_rejected", "mended", "taken", "change")
+        .select("item_id", *told, "sha256", "was_rejected", "mended", "taken", "change")
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -16,8 +16,8 @@ from pyspark.sql import functions as F
 
 from lookalike import images
 from lookalike.columns import TEST, TRAIN
-from lookalike.config import IdxData, IdxFiles
-from lookalike.errors import scrubbed
+from lookalike.config import IdxData
+from lookalike.errors import DataError, scrubbed
 from lookalike.lake import idx
 from lookalike.lake.sources import LISTED, READ, arrow_schema, sent
 from lookalike.lake.sources.files import missing
@@ -25,7 +25,6 @@ from lookalike.lake.sources.table import files_state
 
 _CHUNK_IMAGES = 500
 _FEW = 5_000  # ids that go to the workers with the code
-_PARTS = 4  # of a file, each a task's; each task unpacks the whole file
 _RAW: Final = "item_id string, pixels binary, height int, width int"
 
 
@@ -58,49 +57,46 @@ class IdxSource:
         return {}
 
     def listing(self) -> DataFrame:
-        names = self.data.label_names
-        # Pixels are listed where they are unpacked: to send them about takes longer than to hash.
-        return self._files(_PARTS).mapInArrow(lambda batches: _listed(batches, names), LISTED)
+        labels, names = self._labels(), self.data.label_names
+        # Pixels are hashed where they are unpacked: what is sent about is their listing.
+        rows = self._files.mapInArrow(lambda batches: _listed(batches, labels, names), LISTED)
+        return rows.repartition(self._tasks, "item_id")
 
     def read(self, wanted: DataFrame) -> DataFrame:
         ids = wanted.select("item_id")
-        some = frozenset(row["item_id"] for row in ids.limit(_FEW + 1).collect())
+        some = frozenset(row["item_id"] for row in ids.coalesce(1).limit(_FEW + 1).collect())
         if len(some) <= _FEW:
             splits = {item_id.rpartition("-")[0] for item_id in some}
-            files = self._files(1).where(F.col("split").isin(splits))
-            return files.mapInArrow(lambda batches: _encoded(_raw(batches, some)), READ)
-        raw = self._files(_PARTS).mapInArrow(_raw, _RAW).join(sent(ids), "item_id", "left_semi")
-        tasks = 2 * self.spark.sparkContext.defaultParallelism
-        return raw.repartition(tasks, "item_id").mapInArrow(_encoded, READ)
+            files = self._files.where(F.col("split").isin(splits))
+            raw = files.mapInArrow(lambda batches: _raw(batches, some), _RAW)
+        else:
+            raw = self._files.mapInArrow(_raw, _RAW).join(sent(ids), "item_id", "left_semi")
+        return raw.repartition(2 * self._tasks, "item_id").mapInArrow(_encoded, READ)
 
-    def _files(self, most: int) -> DataFrame:
-        """Each pair of files once for each of the parts, `most` or fewer, that it is read in."""
-        parts = min(most, self.spark.sparkContext.defaultParallelism)
-        each = [
-            pair.withColumns({"part": F.lit(part), "parts": F.lit(parts)})
-            for pair in self._pairs
-            for part in range(parts)
-        ]
-        return reduce(DataFrame.unionByName, each)
+    @property
+    def _tasks(self) -> int:
+        return self.spark.sparkContext.defaultParallelism
 
     @cached_property
-    def _pairs(self) -> tuple[DataFrame, DataFrame]:
-        # Each look at the files lists them: one serves listing and reading.
-        return self._pair(TRAIN, self.data.train), self._pair(TEST, self.data.test)
-
-    def _pair(self, split: str, files: IdxFiles) -> DataFrame:
-        return (
-            self._file(files.images)
-            .select(F.col("content").alias("images"))
-            .crossJoin(self._file(files.labels).select(F.col("content").alias("labels")))
-            .select(
-                F.lit(split).alias("split"),
-                "images",
-                "labels",
-                F.lit(files.images).alias("images_name"),
-                F.lit(files.labels).alias("labels_name"),
+    def _files(self) -> DataFrame:
+        """The image files, each a task's: a file cannot be unpacked from its middle."""
+        train, test = (
+            self._file(files.images).select(
+                F.lit(split).alias("split"), F.lit(files.images).alias("name"), "content"
             )
+            for split, files in ((TRAIN, self.data.train), (TEST, self.data.test))
         )
+        return train.unionByName(test)
+
+    def _labels(self) -> dict[str, tuple[str, np.ndarray]]:
+        """By split, their file's name and uint8 (n,): so small that they go with the code."""
+        found = {}
+        for split, files in ((TRAIN, self.data.train), (TEST, self.data.test)):
+            rows = self._file(files.labels).select("content").collect()
+            if len(rows) != 1:
+                raise DataError(f"{files.labels} is {len(rows)} files", allowed="one IDX file")
+            found[split] = files.labels, idx.parse(rows[0]["content"], idx.LABELS, files.labels)
+        return found
 
     def _file(self, path: str) -> DataFrame:
         try:
@@ -112,69 +108,86 @@ class IdxSource:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Some images of a file, one after another."""
+class _Unpacked:
+    """Images of a split: uint8 (n, height, width)."""
 
     split: str
-    source: str
-    ids: list[str]
+    name: str
     pixels: np.ndarray
-    labels: np.ndarray
+
+    def ids(self, rows: Iterable[int]) -> list[str]:
+        return [f"{self.split}-{row:06d}" for row in rows]
+
+    def chunks(self) -> Iterator[range]:
+        """Its rows, some at a time."""
+        for start in range(0, len(self.pixels), _CHUNK_IMAGES):
+            yield range(start, min(start + _CHUNK_IMAGES, len(self.pixels)))
 
 
-def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[_Chunk]:
+def _unpacked(batches: Iterable[pa.RecordBatch]) -> Iterator[_Unpacked]:
     for batch in batches:
         for file in batch.to_pylist():
-            names = file["images_name"], file["labels_name"]
-            pixels, labels = idx.parse_pair(file["images"], file["labels"], *names)
-            split, source = file["split"], scrubbed(names[0])
-            ends = np.linspace(0, len(pixels), file["parts"] + 1).astype(int).tolist()
-            first, end = ends[file["part"] : file["part"] + 2]
-            for start in range(first, end, _CHUNK_IMAGES):
-                part = slice(start, min(start + _CHUNK_IMAGES, end))
-                ids = [f"{split}-{number:06d}" for number in range(part.start, part.stop)]
-                yield _Chunk(split, source, ids, pixels[part], labels[part])
+            pixels = idx.parse(file["content"], idx.IMAGES, file["name"])
+            yield _Unpacked(file["split"], file["name"], pixels)
 
 
 def _listed(
-    batches: Iterable[pa.RecordBatch], names: tuple[str, ...] | None
+    batches: Iterable[pa.RecordBatch],
+    labels: dict[str, tuple[str, np.ndarray]],
+    names: tuple[str, ...] | None,
 ) -> Iterator[pa.RecordBatch]:
     schema = arrow_schema(LISTED)
     named = [str(label) for label in range(256)] if names is None else names
     unknown = f"is not among the {len(names or ())} of data.label_names"
-    for chunk in _chunks(batches):
-        labels, count = chunk.labels.tolist(), len(chunk.ids)
-        known = [names is None or label < len(names) for label in labels]
-        columns = {
-            "item_id": chunk.ids,
-            "label": [named[n] if k else None for n, k in zip(labels, known, strict=True)],
-            "attributes": [[]] * count,
-            "given_split": [chunk.split] * count,
-            "source": [chunk.source] * count,
-            "source_version": [hashlib.sha256(image).hexdigest()[:32] for image in chunk.pixels],
-            "position": chunk.ids,
-            "reason": [None if k else "unknown_label" for k in known],
-            "detail": [
-                None if k else f"label {n} {unknown}" for n, k in zip(labels, known, strict=True)
-            ],
-        }
-        arrays = [pa.array(columns.get(field.name, [None] * count), field.type) for field in schema]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+    for file in _unpacked(batches):
+        labels_name, given = labels[file.split]
+        idx.check_counts(len(file.pixels), len(given), file.name, labels_name)
+        for rows in file.chunks():
+            ids, count = file.ids(rows), len(rows)
+            numbers = given[rows.start : rows.stop].tolist()
+            known = [names is None or n < len(names) for n in numbers]
+            columns = {
+                "item_id": ids,
+                "label": [named[n] if k else None for n, k in zip(numbers, known, strict=True)],
+                "attributes": [[]] * count,
+                "given_split": [file.split] * count,
+                "source": [scrubbed(file.name)] * count,
+                "source_version": [
+                    hashlib.sha256(image).hexdigest()[:32]
+                    for image in file.pixels[rows.start : rows.stop]
+                ],
+                "position": ids,
+                "reason": [None if k else "unknown_label" for k in known],
+                "detail": [
+                    None if k else f"label {n} {unknown}"
+                    for n, k in zip(numbers, known, strict=True)
+                ],
+            }
+            arrays = [
+                pa.array(columns.get(field.name, [None] * count), field.type) for field in schema
+            ]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _raw(
     batches: Iterable[pa.RecordBatch], few: frozenset[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     schema = arrow_schema(_RAW)
-    for chunk in _chunks(batches):
-        _, height, width = chunk.pixels.shape
-        rows = [
-            {"item_id": item_id, "pixels": image.tobytes(), "height": height, "width": width}
-            for item_id, image in zip(chunk.ids, chunk.pixels, strict=True)
-            if few is None or item_id in few
-        ]
-        if rows:
-            yield pa.RecordBatch.from_pylist(rows, schema=schema)
+    for file in _unpacked(batches):
+        _, height, width = file.pixels.shape
+        for rows in file.chunks():
+            found = [
+                {
+                    "item_id": item_id,
+                    "pixels": file.pixels[row].tobytes(),
+                    "height": height,
+                    "width": width,
+                }
+                for item_id, row in zip(file.ids(rows), rows, strict=True)
+                if few is None or item_id in few
+            ]
+            if found:
+                yield pa.RecordBatch.from_pylist(found, schema=schema)
 
 
 def _encoded(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
