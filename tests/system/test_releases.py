@@ -122,6 +122,9 @@ def test_a_truly_worse_index_is_refused(opened: Opened) -> None:
     assert context.ledger.all("release") == before
     assert aliases(context) == {"champion": 1}
     assert answers(context)[0]["about"]["index"] != built.version
+    kept = context.tracking.client.download_artifacts(evaluated.run_id, release.GATE)
+    rows = json.loads(Path(kept).read_text())["gate"]
+    assert {row["figure"] for row in rows if row["verdict"] == "refused"} == refused
 
 
 def test_a_new_index_of_the_same_encoder_takes_its_place(opened: Opened) -> None:

@@ -74,6 +74,12 @@ def check(gate: Gate, candidate: Candidate, champion: Evaluation | None) -> list
     return rows
 
 
+def told(rows: list[Row]) -> dict[str, list[dict[str, str]]]:
+    """The rows as JSON values."""
+    names = ("figure", "candidate", "rule", "verdict")
+    return {"gate": [dict(zip(names, row, strict=True)) for row in rows]}
+
+
 def _judged(
     gate: Gate, candidate: Candidate, champion: Evaluation | None
 ) -> Iterator[tuple[str, str, str, bool]]:

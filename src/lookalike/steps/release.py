@@ -11,7 +11,7 @@ import numpy as np
 
 from lookalike import artifacts
 from lookalike.encoder import Encoder
-from lookalike.errors import ArtifactError, DataError, scrubbed
+from lookalike.errors import ArtifactError, DataError, GateError, scrubbed
 from lookalike.index import Index
 from lookalike.steps import evaluate, gate, train
 from lookalike.steps.context import Context, Result, Skipped
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lookalike.lake.ledger import Commit, Since
 
 STEP = "release"
+GATE = "gate.json"
+"""In MLflow, beside what was measured: what the gate looked at last, and its verdicts."""
 _ASKED, _WARM = 200, 5
 """Questions that the latency is measured by, and how many of the first are not counted."""
 
@@ -98,9 +100,15 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
             context.say("the encoder and the index are those of a release that was rolled back")
     candidate = Candidate(Evaluation.of(found), _latency(context, trained["uri"], evaluated))
     champion = _champion(context, before[0], evaluated) if before else None
-    checks = gate.check(config.gate, candidate, champion)
+    run = Run(context.tracking, found["run_id"])
+    try:
+        checks = gate.check(config.gate, candidate, champion)
+    except GateError as error:
+        run.json(gate.told(error.rows), GATE)
+        raise
     if before and champion is None:
         checks.append(("the champion", "not measured", "where it can be", "passed"))
+    run.json(gate.told(checks), GATE)
     made_from = {
         "versions": evaluated.inputs["versions"],
         "figures": found["figures"],
@@ -119,7 +127,6 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
             Limits(**config.serving.limits),
             pictures,
         )
-        run = Run(context.tracking, found["run_id"])
         number = release.log(run, folder, config.model_name, tags)
     if check:
         _check(context, number, found)
