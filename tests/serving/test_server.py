@@ -263,6 +263,7 @@ def test_too_many_rows_are_refused_by_the_limits_name(url: str) -> None:
         (ASKED + b'{"within": "near"}}', "within has the type str. Allowed: a number"),
         (ASKED + b'{"about": 1}}', "about has the type int. Allowed: true or false"),
         (ASKED + b"[1]}", "an object of names and values"),
+        (ASKED + b'{"wher": "label == 1"}}', "not known. Allowed: k, within, min_similarity"),
     ],
 )
 def test_what_cannot_be_read_is_a_400(url: str, body: bytes, said: str) -> None:

@@ -122,21 +122,22 @@ class Options:
         return found
 
     @staticmethod
-    def types(params: Any) -> None:
-        """Look whether parameters as JSON has them are of the types that they must be.
+    def check(params: Any) -> None:
+        """Look whether a request's parameters, as JSON has them, are any of these.
 
         Raises:
-            DataError: one is not.
+            DataError: one has another name, or a value of another type.
         """
         if not isinstance(params, Mapping):
             raise DataError("params cannot be read", allowed="an object of names and values")
-        for field in fields(Options):
-            value = params.get(field.name)
-            _, allowed, kinds = _kind(field)
+        known = {field.name: _kind(field) for field in fields(Options)}
+        if not params.keys() <= known.keys():
+            raise DataError("a parameter has a name that is not known", allowed=", ".join(known))
+        for name, value in params.items():
+            _, allowed, types = known[name]
             # By its very type: to Python a bool is an int.
-            if value is not None and type(value) not in kinds:
-                found = type(value).__name__
-                raise DataError(f"{field.name} has the type {found}", allowed=allowed)
+            if value is not None and type(value) not in types:
+                raise DataError(f"{name} has the type {type(value).__name__}", allowed=allowed)
 
     @property
     def most(self) -> dict[str, int]:

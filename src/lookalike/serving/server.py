@@ -43,6 +43,7 @@ def guarded(answer: Answer) -> Answer:
         try:
             if content_type is None:
                 raise Refused(DataError("no Content-Type is given", allowed="application/json"))
+            check_params(data)
             return answer(data, content_type, *rest)
         except Refused:
             raise
@@ -55,6 +56,25 @@ def guarded(answer: Answer) -> Answer:
     return invocations
 
 
+def check_params(body: bytes) -> None:
+    """Refuse a parameter that MLflow would pass over, or refuse in words of its own.
+
+    Raises:
+        Refused: of a name or a type that no parameter has.
+    """
+    if b'"params"' not in body:
+        return
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return  # refused as a whole
+    if isinstance(content, dict) and content.get("params") is not None:
+        try:
+            Options.check(content["params"])
+        except DataError as error:
+            raise Refused(error) from None
+
+
 def unread(body: bytes) -> LookalikeError:
     """Why a request cannot be read, without a word of it."""
     try:
@@ -63,10 +83,4 @@ def unread(body: bytes) -> LookalikeError:
         return DataError("the request cannot be read as JSON", allowed=f"an object: {_LAYOUT}")
     if not isinstance(content, dict):
         return DataError("the request is no JSON object", allowed=f"an object: {_LAYOUT}")
-    params = content.get("params")
-    if params is not None:
-        try:
-            Options.types(params)
-        except DataError as error:
-            return error
     return DataError("the request has no rows that can be read", allowed=_LAYOUT)
