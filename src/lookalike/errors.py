@@ -62,6 +62,7 @@ class GateError(LookalikeError):
     """A candidate did not pass the release gate. `rows` is the table that shows why."""
 
     exit_code = 4
+    heads = ("figure", "candidate", "rule", "verdict")
 
     def __init__(self, fact: str, rows: list[tuple[str, str, str, str]], **facts: str):
         super().__init__(fact, **facts)

@@ -99,7 +99,7 @@ class Terminal:
 
     def gate(self, rows: Sequence[tuple[str, ...]], on: Console | None = None) -> None:
         """Print what the release gate looked at."""
-        self.table("The release gate", ("figure", "candidate", "rule", "verdict"), rows, on)
+        self.table("The release gate", GateError.heads, rows, on)
 
     def error(self, error: BaseException) -> None:
         """Say what went wrong, without a traceback."""

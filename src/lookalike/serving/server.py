@@ -11,12 +11,14 @@ from typing import Any, Final
 
 from mlflow.exceptions import MlflowException
 
-from lookalike.errors import DataError, LookalikeError
+from lookalike.errors import DataError
 from lookalike.serving.contract import KEY, KINDS, Options, Refused, failed
 
 _log = logging.getLogger(__name__)
 _APP: Final = "mlflow.pyfunc.scoring_server.app"
-_LAYOUT: Final = f"dataframe_records, a list of objects with {', '.join(KINDS)} and {KEY}"
+_LAYOUT: Final = (
+    f"an object with dataframe_records, a list of objects with {', '.join(KINDS)} and {KEY}"
+)
 
 Answer = Callable[..., Any]
 
@@ -41,14 +43,11 @@ def guarded(answer: Answer) -> Answer:
     @wraps(answer)
     def invocations(data: bytes, content_type: str | None, *rest: Any) -> Any:
         try:
-            if content_type is None:
-                raise Refused(DataError("no Content-Type is given", allowed="application/json"))
-            check_params(data)
-            return answer(data, content_type, *rest)
+            return answer(read(data, content_type), content_type, *rest)
         except Refused:
             raise
         except MlflowException:
-            raise Refused(unread(data)) from None
+            raise Refused(_unread("the request has no rows that can be read")) from None
         except Exception:
             _log.exception("a request failed")
             raise failed() from None
@@ -56,31 +55,30 @@ def guarded(answer: Answer) -> Answer:
     return invocations
 
 
-def check_params(body: bytes) -> None:
-    """Refuse a parameter that MLflow would pass over, or refuse in words of its own.
+def read(body: bytes, content_type: str | None) -> bytes | dict[str, Any]:
+    """A request's JSON object, which MLflow takes as it takes its bytes; other layouts as they are.
 
     Raises:
-        Refused: of a name or a type that no parameter has.
+        Refused: no Content-Type, no JSON object, or a parameter that MLflow would pass over, or
+            refuse in words of its own: of a name or a type that none has.
     """
-    if b'"params"' not in body:
-        return
+    if content_type is None:
+        raise Refused(DataError("no Content-Type is given", allowed="application/json"))
+    if content_type.partition(";")[0].strip() != "application/json":
+        return body
     try:
         content = json.loads(body)
     except ValueError:
-        return  # refused as a whole
-    if isinstance(content, dict) and content.get("params") is not None:
+        raise Refused(_unread("the request cannot be read as JSON")) from None
+    if not isinstance(content, dict):
+        raise Refused(_unread("the request is no JSON object"))
+    if content.get("params") is not None:
         try:
             Options.check(content["params"])
         except DataError as error:
             raise Refused(error) from None
+    return content
 
 
-def unread(body: bytes) -> LookalikeError:
-    """Why a request cannot be read, without a word of it."""
-    try:
-        content = json.loads(body)
-    except ValueError:
-        return DataError("the request cannot be read as JSON", allowed=f"an object: {_LAYOUT}")
-    if not isinstance(content, dict):
-        return DataError("the request is no JSON object", allowed=f"an object: {_LAYOUT}")
-    return DataError("the request has no rows that can be read", allowed=_LAYOUT)
+def _unread(fact: str) -> DataError:
+    return DataError(fact, allowed=_LAYOUT)

@@ -76,8 +76,7 @@ def check(gate: Gate, candidate: Candidate, champion: Evaluation | None) -> list
 
 def told(rows: list[Row]) -> dict[str, list[dict[str, str]]]:
     """The rows as JSON values."""
-    names = ("figure", "candidate", "rule", "verdict")
-    return {"gate": [dict(zip(names, row, strict=True)) for row in rows]}
+    return {"gate": [dict(zip(GateError.heads, row, strict=True)) for row in rows]}
 
 
 def _judged(
