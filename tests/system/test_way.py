@@ -123,6 +123,7 @@ def test_training_and_evaluation_are_in_one_mlflow_run(way: Way, context: Contex
         "embedding.png",
         "neighbours_before_and_after.png",
         "reliability.png",
+        "gate.json",
         "evaluate",
     }
     assert not any((way.warehouse / "checkpoints").glob("*"))  # they have done their work
