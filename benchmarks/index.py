@@ -13,8 +13,9 @@ much). Those that are not installed are left out and named.
 - many: batches of queries; lookalike looks up the neighbours' ids and labels, faiss gives rows;
 - one: a query's time above faiss's, in one thread;
 - where: one query among 50%, 5% and 0.5%, against fetching the matches' vectors, comparing, and
-  looking up ids and labels in a list; the filter is one that was asked before, and its matches are
-  known; what it takes the first time is beside it;
+  looking up ids and labels in a list; the filter is one that was asked before, so that its matches
+  are known, and where they are few their vectors held; what counting them takes the first time is
+  beside it;
 - bytes: of the vectors' file, against code and 8 bytes.
 """
 
@@ -107,7 +108,7 @@ def _measured(figures: Figures, count: int, path: str, rounds: int, rivals: bool
 
 
 def _plan(kind: str, count: int) -> Plan:
-    return Plan(kind, nlist=round(2 * np.sqrt(count)), nprobe=16)  # type: ignore[arg-type]
+    return Plan(kind, nlist=round(np.sqrt(count)), nprobe=8)  # type: ignore[arg-type]
 
 
 def _bare(vectors: np.ndarray, plan: Plan) -> faiss.Index:

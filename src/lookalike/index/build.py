@@ -25,7 +25,7 @@ from lookalike.errors import DataError
 from lookalike.index import kinds, planner
 from lookalike.index.items import Items, ascending
 from lookalike.index.kinds import Built
-from lookalike.index.metric import Metric, finite, prepared
+from lookalike.index.metric import Metric, prepared
 from lookalike.index.plan import Plan
 from lookalike.index.planner import PLAN_FILE, Wishes
 from lookalike.index.spool import Spool, extend, filled, using
@@ -217,7 +217,7 @@ def _collected(
         for batch in batches:
             if not batch.num_rows:
                 continue
-            prepared(finite(_matrix(batch, dim)), metric).tofile(file)
+            prepared(_matrix(batch, dim), metric).tofile(file)
             last = ascending(last, batch.column(ITEM_ID).cast(pa.large_string()))
             names = [n for n in (ITEM_ID, LABEL, ATTRIBUTES) if n in batch.schema.names]
             known.append(pa.record_batch([batch.column(name) for name in names], names))

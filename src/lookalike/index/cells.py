@@ -16,6 +16,7 @@ from lookalike.index.vectors import (
     IN_ORDER,
     ORIGINALS_FILE,
     PASSED,
+    SCATTERED,
     VECTORS_FILE,
     Found,
     Vectors,
@@ -62,6 +63,10 @@ class Cells(Vectors):
         return int(self.index.ntotal)
 
     @property
+    def dim(self) -> int:
+        return int(self.index.d)
+
+    @property
     def fetching(self) -> float:
         # Codes are decoded one by one.
         return 1.0 if self.originals is not None or self.plan.kind == "ivf_flat" else 4.0
@@ -100,8 +105,7 @@ class Cells(Vectors):
         return nearest_of(again, found, k)
 
     def _candidates(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
-        selector = None if rows.whole else rows.selector
-        chosen = faiss.SearchParametersIVF(nprobe=min(effort, self.plan.nlist), sel=selector)
+        chosen = rows.parameters(faiss.SearchParametersIVF, nprobe=min(effort, self.plan.nlist))
         if isinstance(self.index, faiss.IndexPreTransform):
             chosen = faiss.SearchParametersPreTransform(index_params=chosen)
         values, found = self.index.search(queries, k, params=chosen)
@@ -110,13 +114,14 @@ class Cells(Vectors):
     def work(self, k: int, rows: Rows, effort: int) -> float:
         looked = min(effort / self.plan.nlist, 1)
         again = k * self.plan.rerank if self.originals is not None else 0
-        seen = IN_ORDER * rows.count + PASSED * (rows.total - rows.count)
+        each = IN_ORDER * (SCATTERED - (SCATTERED - 1) * rows.share)
+        seen = each * rows.count + PASSED * (rows.total - rows.count)
         return IN_ORDER * self.plan.nlist + looked * seen + again
 
     def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
         if self.plan.kind == "ivf_flat":
-            chosen = faiss.SearchParametersIVF(nprobe=self.plan.nlist)
-            return ranged(self.index, queries, radius, self.metric, rows, chosen)
+            chosen = rows.parameters(faiss.SearchParametersIVF, nprobe=self.plan.nlist)
+            return ranged(self.index, queries, radius, self.metric, chosen)
         if self.originals is None:
             raise ConfigError(
                 f"an index of kind {self.plan.kind!r} that keeps codes alone cannot say what is "

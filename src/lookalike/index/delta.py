@@ -26,6 +26,10 @@ class Buffer(Vectors):
         return self._count
 
     @property
+    def dim(self) -> int:
+        return int(self._array.shape[1])
+
+    @property
     def fetching(self) -> float:
         return 0.5
 

@@ -36,6 +36,10 @@ class Flat(Vectors):
         return int(self.index.ntotal)
 
     @property
+    def dim(self) -> int:
+        return int(self.index.d)
+
+    @property
     def fetching(self) -> float:
         return 0.5
 
@@ -56,7 +60,7 @@ class Flat(Vectors):
         return values.reshape(self.count, self.index.d)
 
     def search(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:  # noqa: ARG002
-        chosen = None if rows.whole else faiss.SearchParameters(sel=rows.selector)
+        chosen = None if rows.whole else rows.parameters(faiss.SearchParameters)
         values, found = self.index.search(queries, k, params=chosen)
         return distances(values, self.metric), found
 
@@ -64,7 +68,9 @@ class Flat(Vectors):
         return 0 if rows.whole else IN_ORDER * rows.count + PASSED * rows.total
 
     def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
-        return ranged(self._storage, queries, radius, self.metric, rows)
+        return ranged(
+            self._storage, queries, radius, self.metric, rows.parameters(faiss.SearchParameters)
+        )
 
     def write(self, folder: Path) -> None:
         """Write what `read` opens."""
@@ -79,9 +85,7 @@ class Graph(Flat):
         return faiss.downcast_index(self.index.storage)
 
     def search(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
-        chosen = faiss.SearchParametersHNSW(
-            efSearch=max(effort, k), sel=None if rows.whole else rows.selector
-        )
+        chosen = rows.parameters(faiss.SearchParametersHNSW, efSearch=max(effort, k))
         values, found = self.index.search(queries, k, params=chosen)
         return distances(values, self.metric), found
 

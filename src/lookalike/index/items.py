@@ -52,6 +52,7 @@ class Items:
         self._runs = runs
         self._id_texts = _Texts(self.ids)
         self._label_texts = _Texts(self.labels.dictionary)
+        self._label = lru_cache(2**16)(self._label_of)
         # Of a column, what comparing needs beside it; made when a filter first names it.
         self._codes = lru_cache(maxsize=None)(self._codes_of)
         self._numbers = lru_cache(maxsize=None)(self._numbers_of)
@@ -151,10 +152,8 @@ class Items:
     def named(self, rows: np.ndarray) -> tuple[list[str], list[str | None]]:
         """Ids and labels of some rows."""
         if len(rows) <= _ONE_BY_ONE:
-            ids = [self._id_texts[row] for row in rows.tolist()]
             codes = self._codes(LABEL)[rows].tolist()
-            texts, none = self._label_texts, len(self._label_texts)
-            return ids, [None if code == none else texts[code] for code in codes]
+            return self._id_texts.of(rows), [self._label(code) for code in codes]
         taken = pa.array(rows)
         labels = self.labels.dictionary.take(self.labels.indices.take(taken))
         found = self.ids.take(taken)
@@ -199,6 +198,9 @@ class Items:
         """float64, of each text of `texts`: the number that it is, or NaN."""
         return self._numbers(name)
 
+    def _label_of(self, code: int) -> str | None:
+        return None if code == len(self._label_texts) else self._label_texts[code]
+
     def _codes_of(self, name: str) -> np.ndarray:
         column = self._columns[name]
         if name == ITEM_ID:
@@ -238,6 +240,11 @@ class _Texts:
 
     def __getitem__(self, row: int) -> str:
         return str(self._data[self._offsets[row] : self._offsets[row + 1]], "utf-8")
+
+    def of(self, rows: np.ndarray) -> list[str]:
+        """Those of some rows."""
+        limits = zip(self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True)
+        return [str(self._data[begin:end], "utf-8") for begin, end in limits]
 
 
 def ascending(last: str, ids: pa.Array) -> str:

@@ -28,35 +28,35 @@ def code_of(metric: Metric) -> int:
     return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
-def finite(vectors: np.ndarray) -> np.ndarray:
-    """The vectors.
-
-    Raises:
-        DataError: NaN or infinity among them.
-    """
-    if not np.isfinite(vectors).all():
-        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise DataError(f"vector {row} holds NaN or infinity", allowed="finite numbers")
-    return vectors
-
-
 def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     """Vectors as they are kept and searched for: float32 (n, dim), of L2 norm 1 for cosine.
 
     Rows that have that norm already, and zeros, stay as they are.
+
+    Raises:
+        DataError: NaN or infinity among them.
     """
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if metric != "cosine":
+        _finite(vectors, np.arange(len(vectors)))
         return vectors
     squares = np.einsum("ij,ij->i", vectors, vectors)
-    off = np.flatnonzero(~(np.abs(squares - 1) <= ROUNDING))
-    if len(off):
+    unit = np.abs(squares - 1) <= ROUNDING
+    if not unit.all():
+        off = np.flatnonzero(~unit)
         # In doubles, where no square of a float32 overflows or vanishes.
         wide = vectors[off].astype(np.float64)
+        _finite(wide, off)
         norms = np.linalg.norm(wide, axis=1, keepdims=True)
         vectors = vectors.copy()
         vectors[off] = wide / np.where(norms == 0, 1, norms)
     return vectors
+
+
+def _finite(vectors: np.ndarray, numbers: np.ndarray) -> None:
+    if not np.isfinite(vectors).all():
+        number = numbers[np.argmin(np.isfinite(vectors).all(axis=1))]
+        raise DataError(f"vector {number} holds NaN or infinity", allowed="finite numbers")
 
 
 def distances(values: np.ndarray, metric: Metric) -> np.ndarray:

@@ -55,10 +55,8 @@ class Neighbours(Sequence[list[Neighbour]]):
         number = range(len(self))[query]
         part = slice(self.limits[number], self.limits[number + 1])
         ids, labels = self._columns
-        return [
-            Neighbour(*found)
-            for found in zip(ids[part], labels[part], self.distances[part].tolist(), strict=True)
-        ]
+        found = zip(ids[part], labels[part], self.distances[part].tolist(), strict=True)
+        return list(map(Neighbour._make, found))
 
     @property
     def ids(self) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any, Final
 
 import faiss
 import numpy as np
 
+_EFFORTS: Final = 64
 _ONES = np.array([bin(i).count("1") for i in range(256)], np.uint8)
 
 
@@ -16,12 +18,19 @@ class Rows:
     Args:
         bits: uint8 (ceil(total / 8),); never changed afterwards.
         total: rows of the part.
+
+    Attributes:
+        asked: queries that were searched for among them so far, about.
+        held: float32 (count, dim), their vectors, where a search left them for the next.
     """
 
     def __init__(self, bits: np.ndarray, total: int):
         self.bits = bits
         self.total = total
         self.count = int(_ONES[bits].sum(dtype=np.int64))
+        self.asked = 0
+        self.held: np.ndarray | None = None
+        self._parameters: dict[tuple[Any, ...], faiss.SearchParameters] = {}
 
     @classmethod
     def of(cls, mask: np.ndarray) -> Rows:
@@ -58,10 +67,20 @@ class Rows:
     def whole(self) -> bool:
         return self.count == self.total
 
-    @cached_property
-    def selector(self) -> faiss.IDSelector:
-        """The rows as faiss takes them."""
-        return faiss.IDSelectorBitmap(self.bits)
+    def parameters(self, kind: type[faiss.SearchParameters], **efforts: int) -> Any:
+        """What tells faiss to look so hard, and to find these rows alone.
+
+        To make one takes as long as a short search does: a few are kept.
+        """
+        key = (kind, *efforts.items())
+        known = self._parameters.get(key)
+        if known is None:
+            selector = None if self.whole else faiss.IDSelectorBitmap(self.bits)
+            known = kind(sel=selector, **efforts)
+            if len(self._parameters) >= _EFFORTS:
+                self._parameters.clear()
+            self._parameters[key] = known
+        return known
 
 
 NO_ROWS = Rows.of(np.zeros(0, bool))

@@ -20,7 +20,7 @@ from lookalike.index.build import OF_VERSION, Version, commit_delta
 from lookalike.index.delta import Delta
 from lookalike.index.filters import Filters, Matching
 from lookalike.index.items import Attributes, Items
-from lookalike.index.metric import Metric, finite, prepared
+from lookalike.index.metric import Metric, prepared
 from lookalike.index.neighbours import Neighbours
 from lookalike.index.plan import Plan
 from lookalike.index.reading import Opened, opened
@@ -318,7 +318,7 @@ class Index:
                 f"vectors of shape {vectors.shape} and {vectors.dtype} came to the index",
                 allowed=f"numbers, (n, {self.dim})",
             )
-        return prepared(finite(vectors), self.metric)
+        return prepared(vectors, self.metric)
 
     def _chosen(self, where: str | Selection | None) -> tuple[Rows, Rows]:
         """Rows of the base and of the delta that may be found."""

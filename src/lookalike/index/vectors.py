@@ -20,7 +20,9 @@ Within = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 IN_ORDER: Final = 0.25
 """What a distance costs where vectors lie side by side, in distances computed along a graph."""
-PASSED: Final = 0.02
+SCATTERED: Final = 3
+"""How many times as much it costs where most of the others beside it are passed over."""
+PASSED: Final = 0.03
 """What passing over a row costs that may not be found."""
 PAIRWISE: Final = 16
 """Queries that faiss compares by differences, not by the square's expansion."""
@@ -42,6 +44,11 @@ class Vectors(ABC):
     @abstractmethod
     def count(self) -> int:
         """How many there are."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Length of a vector."""
 
     @property
     @abstractmethod
@@ -105,17 +112,9 @@ def nearest_of(near: np.ndarray, rows: np.ndarray, k: int) -> Found:
 
 
 def ranged(
-    index: faiss.Index,
-    queries: np.ndarray,
-    radius: float,
-    metric: Metric,
-    rows: Rows,
-    chosen: Any = None,
+    index: faiss.Index, queries: np.ndarray, radius: float, metric: Metric, chosen: Any
 ) -> Within:
-    """All of some rows that faiss finds at most so far away, by its parameters `chosen`."""
-    chosen = faiss.SearchParameters() if chosen is None else chosen
-    if not rows.whole:
-        chosen.sel = rows.selector
+    """All that faiss finds at most so far away, by its parameters `chosen`."""
     parts = []
     for begin in range(0, len(queries), PAIRWISE):
         few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])
