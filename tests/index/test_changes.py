@@ -79,7 +79,7 @@ def test_what_does_not_fit_changes_nothing(index: Index, tmp_path: Path) -> None
         (lambda: index.add(["new"], two), "1 ids, 2 vectors, 1 labels and 1 attributes"),
         (lambda: index.add(["a", "b"], two, ["x"]), "2 ids, 2 vectors, 1 labels"),
         (lambda: index.add(["a"], two[:1, :3]), r"Allowed: numbers, \(n, 6\)"),
-        (lambda: index.add(["a"], two[:1] + np.inf), "NaN or infinity"),
+        (lambda: index.add(["a"], two[:1] + np.inf), "vector 0 holds NaN, infinity or"),
         (lambda: index.add(["a"], two[:1], [3]), "is no text"),
         (lambda: index.add(["a"], two[:1], None, [{"size": 3}]), "is no text"),
         (lambda: index.change(["item 001", "nobody"], two), "no item 'nobody'"),

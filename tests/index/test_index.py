@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from naive import ENCODER, Item, Naive, batch_of, indexed
 from support import write_manifest
 
 from lookalike.errors import ArtifactError, ConfigError, DataError
-from lookalike.index import Index, Plan, build
+from lookalike.index import Index, Plan, build, kinds
 from lookalike.index import nearest as searching
+from lookalike.index.metric import prepared
 from lookalike.index.plan import CODED, KINDS
 from lookalike.index.rows import Rows
 from lookalike.metrics import unit
@@ -60,6 +62,59 @@ def index(request, vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory
 def recall(found: list[list[str]], truth: np.ndarray) -> float:
     names = [{IDS[row] for row in rows} for rows in truth]
     return float(np.mean([len(n & set(f)) / len(n) for n, f in zip(names, found, strict=True)]))
+
+
+@pytest.mark.parametrize("modulus", [2, 10, 50, 1000])
+def test_a_question_has_one_answer_however_often_it_is_asked(
+    index: Index, queries: np.ndarray, modulus: int
+) -> None:
+    few = index.among(IDS[::modulus])
+    first = [index.search(query[None], 10, few, effort=2)[0] for query in queries]
+    again = [index.search(query[None], 10, few, effort=2)[0] for query in queries]
+    assert first == again
+
+
+def test_a_filter_asked_again_finds_what_was_changed_since(
+    tmp_path: Path, vectors: np.ndarray
+) -> None:
+    index = indexed(naive_of(vectors), tmp_path, plan_of("ivf_flat"))
+    query, few = vectors[101][None], "price < 200"
+    ask = lambda: [near.item_id for near in index.search(query, 3, few)[0]]  # noqa: E731
+    assert ask()[0] == ask()[0] == IDS[101]
+    index.change([IDS[101]], -query, None, [{"price": "101"}])
+    assert IDS[101] not in ask()
+    index.change([IDS[3]], query, None, [{"price": "3"}])
+    assert ask()[0] == IDS[3]
+    index.delete([IDS[3]])
+    assert IDS[3] not in ask()
+
+
+def test_each_part_keeps_vectors_of_its_own_at_hand(vectors: np.ndarray) -> None:
+    rows = Rows.of(np.arange(COUNT) % 9 == 0)
+    for kind in ("exact", "ivf_pq"):
+        plan = replace(plan_of(kind), rerank=0).settled(COUNT, DIM, "cosine")
+        made = kinds.empty(plan, "cosine", vectors)
+        made.add(vectors)
+        for _ in range(2):
+            assert np.array_equal(made.at_hand(rows), made.take(rows.numbers))
+
+
+def test_equal_ones_come_by_row() -> None:
+    vectors = np.tile(np.eye(DIM, dtype=np.float32)[:2], (8, 1))
+    made = kinds.empty(Plan("exact"), "cosine", vectors)
+    made.add(vectors)
+    odd = Rows.of(np.arange(16) % 4 != 0)
+    for rows in (odd, Rows.of(np.ones(16, bool))):
+        _, found = searching.exact(made, vectors[:1], 16, rows)
+        expected = sorted(rows.numbers, key=lambda row: (row % 2, row))
+        assert found[0].tolist() == expected
+
+
+def test_what_float32_cannot_compare_is_refused() -> None:
+    with pytest.raises(DataError, match="vector 1 holds NaN, infinity or too large a number"):
+        prepared(np.array([[1.0, 2.0], [1e19, 1e19]]), "l2")
+    large = prepared(np.array([[3e30, 4e30], [1e-30, 0], [0, 0]]), "cosine")
+    assert np.allclose(large, [[0.6, 0.8], [1, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.005, 1 / COUNT])
@@ -168,8 +223,10 @@ def test_what_cannot_be_searched_for_is_refused(index: Index) -> None:
     for wrong in (np.ones((1, 3)), np.ones(DIM), np.array([["a"] * DIM])):
         with pytest.raises(DataError, match=r"came to the index. Allowed: numbers, \(n, 16\)"):
             index.search(wrong, 1)
-    with pytest.raises(DataError, match="vector 1 holds NaN or infinity"):
+    with pytest.raises(DataError, match="vector 1 holds NaN, infinity or"):
         index.search(np.array([np.ones(DIM), np.full(DIM, np.nan)]), 1)
+    with pytest.raises(DataError, match="vector 0 holds NaN, infinity or too large a number"):
+        index.search(np.full((1, DIM), 1e300), 1)
     with pytest.raises(DataError, match=r"k = 0. Allowed: at least 1"):
         index.search(np.ones((1, DIM)), 0)
     with pytest.raises(DataError, match="radius = nan"):

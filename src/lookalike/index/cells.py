@@ -107,7 +107,7 @@ class Cells(Vectors):
     def _candidates(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
         chosen = rows.parameters(faiss.SearchParametersIVF, nprobe=min(effort, self.plan.nlist))
         if isinstance(self.index, faiss.IndexPreTransform):
-            chosen = faiss.SearchParametersPreTransform(index_params=chosen)
+            chosen = rows.parameters(faiss.SearchParametersPreTransform, index_params=chosen)
         values, found = self.index.search(queries, k, params=chosen)
         return distances(values, self.metric), found
 

@@ -18,6 +18,7 @@ class Buffer(Vectors):
 
     def __init__(self, dim: int, metric: Metric):
         super().__init__(Plan("exact"), metric)
+        self.at_hand = self._fetched  # its rows are others at each search
         self._array = np.empty((16, dim), np.float32)
         self._count = 0
 

@@ -60,7 +60,7 @@ class Flat(Vectors):
         return values.reshape(self.count, self.index.d)
 
     def search(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:  # noqa: ARG002
-        chosen = None if rows.whole else rows.parameters(faiss.SearchParameters)
+        chosen = rows.parameters(faiss.SearchParameters)
         values, found = self.index.search(queries, k, params=chosen)
         return distances(values, self.metric), found
 

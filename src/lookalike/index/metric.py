@@ -21,6 +21,8 @@ METRICS: Final[tuple[Metric, ...]] = ("cosine", "l2", "dot")
 ROUNDING = 1e-6
 """What float32's rounding does to the cosine of a vector with itself."""
 _CHUNK = 2**16
+_LARGEST = float(np.finfo(np.float32).max) / 4
+"""Squared length of vectors whose distances float32 holds."""
 
 
 def code_of(metric: Metric) -> int:
@@ -34,29 +36,33 @@ def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     Rows that have that norm already, and zeros, stay as they are.
 
     Raises:
-        DataError: NaN or infinity among them.
+        DataError: NaN or infinity among them, or what float32 cannot hold or compare.
     """
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        squares = np.einsum("ij,ij->i", vectors, vectors)
     if metric != "cosine":
-        _finite(vectors, np.arange(len(vectors)))
+        _bounded(squares < _LARGEST)
         return vectors
-    squares = np.einsum("ij,ij->i", vectors, vectors)
     unit = np.abs(squares - 1) <= ROUNDING
     if not unit.all():
         off = np.flatnonzero(~unit)
         # In doubles, where no square of a float32 overflows or vanishes.
         wide = vectors[off].astype(np.float64)
-        _finite(wide, off)
         norms = np.linalg.norm(wide, axis=1, keepdims=True)
+        unit[off] = np.isfinite(norms[:, 0])
+        _bounded(unit)
         vectors = vectors.copy()
         vectors[off] = wide / np.where(norms == 0, 1, norms)
     return vectors
 
 
-def _finite(vectors: np.ndarray, numbers: np.ndarray) -> None:
-    if not np.isfinite(vectors).all():
-        number = numbers[np.argmin(np.isfinite(vectors).all(axis=1))]
-        raise DataError(f"vector {number} holds NaN or infinity", allowed="finite numbers")
+def _bounded(bounded: np.ndarray) -> None:
+    if not bounded.all():
+        raise DataError(
+            f"vector {np.argmin(bounded)} holds NaN, infinity or too large a number",
+            allowed="finite numbers whose squares float32 holds; by cosine, those that it holds",
+        )
 
 
 def distances(values: np.ndarray, metric: Metric) -> np.ndarray:

@@ -8,7 +8,6 @@ comparing with every row that may be found takes less than that, this is done.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 from math import ceil
 from typing import Final
 
@@ -29,7 +28,7 @@ from lookalike.index.vectors import (
 )
 
 _CHUNK: Final = 2**16  # vectors compared with at a time
-_HELD: Final = 2**20  # numbers in the vectors of some rows that are held for the next search
+_FEW: Final = 2**20  # numbers in the vectors of some rows that are kept at hand (4 MiB)
 _WIDER: Final = 4
 _NEIGHBOURS: Final = 10
 """That an effort is meant for."""
@@ -51,7 +50,6 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
     k = min(k, rows.count)
     if not k or not len(queries):
         return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    rows.asked += len(queries)
     # More neighbours lie farther away.
     wide = max(1.0, effort / rows.share * max(1.0, k / _NEIGHBOURS) ** 0.5)
     if _narrow(vectors, len(queries), k, rows, wide):
@@ -70,36 +68,36 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
 
 def _narrow(vectors: Vectors, queries: int, k: int, rows: Rows, effort: float) -> bool:
     """Whether comparing with every row that may be found costs less than a search."""
-    # Queries share what is fetched, with all before them where it is held; whole vectors that are
-    # all wanted are used where they lie.
-    fetched = 0 if rows.whole and isinstance(vectors, Flat) else vectors.fetching
-    sharing = rows.asked if _few(vectors, rows) else queries
-    every = rows.count * (fetched / sharing + IN_ORDER)
+    # Queries share what is fetched; whole vectors that are all wanted are used where they lie, and
+    # those of a few rows are at hand when the same filter is asked again. It must not matter
+    # whether it was asked before: the same question has the same answer.
+    whole = rows.whole and isinstance(vectors, Flat)
+    fetched = 0 if whole or _few(vectors, rows) else vectors.fetching
+    every = rows.count * (fetched / queries + IN_ORDER)
     return vectors.work(k, rows, ceil(effort)) >= every
 
 
 def _few(vectors: Vectors, rows: Rows) -> bool:
-    """Whether the vectors of some rows are held, so that the same filter fetches them once."""
-    return not rows.whole and 0 < rows.count * vectors.dim <= _HELD
+    """Whether the vectors of some rows are few enough to be kept at hand."""
+    return not rows.whole and rows.count * vectors.dim <= _FEW
 
 
 def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
     """As `search`, by comparing with every row that may be found."""
     k = min(k, rows.count)
-
-    def among(part: tuple[np.ndarray, np.ndarray]) -> Found:
-        numbers, some = part
-        few = min(k, len(some))
-        values, places = faiss.knn(queries, some, few, metric=code_of(vectors.metric))
-        return distances(values, vectors.metric), numbers[places]
-
-    def merged(one: Found, other: Found) -> Found:
-        near, found = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
-        return nearest_of(near, found, k)
-
-    near, found = reduce(merged, map(among, _chunks(vectors, rows)))
+    near = np.empty((len(queries), 0), np.float32)
+    found = np.empty((len(queries), 0), np.int64)
+    code = code_of(vectors.metric)
+    for numbers, some in _chunks(vectors, rows):
+        values, places = faiss.knn(queries, some, min(k, len(some)), metric=code)
+        near = np.concatenate([near, distances(values, vectors.metric)], axis=1)
+        found = np.concatenate([found, numbers[places]], axis=1)
+        if near.shape[1] > k:
+            near, found = nearest_of(near, found, k)
     if vectors.metric == "l2":
-        near, found = nearest_of(apart_from(vectors, queries, found), found, k)
+        near = apart_from(vectors, queries, found)
+    if (near[:, 1:] <= near[:, :-1]).any():  # equal ones come by row
+        near, found = nearest_of(near, found, k)
     return near, found
 
 
@@ -129,10 +127,8 @@ def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> 
 
 def _chunks(vectors: Vectors, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Row numbers that may be found, with their vectors: those side by side without a copy."""
-    if _few(vectors, rows):
-        if rows.held is None:
-            rows.held = vectors.take(rows.numbers)
-        yield rows.numbers, rows.held
+    if rows.count and _few(vectors, rows):
+        yield rows.numbers, vectors.at_hand(rows)
         return
     for begin in range(0, rows.count, _CHUNK):
         if rows.whole:

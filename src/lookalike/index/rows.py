@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 
 _EFFORTS: Final = 64
+"""That faiss's parameters are kept of, for each set of rows."""
 _ONES = np.array([bin(i).count("1") for i in range(256)], np.uint8)
 
 
@@ -18,18 +19,12 @@ class Rows:
     Args:
         bits: uint8 (ceil(total / 8),); never changed afterwards.
         total: rows of the part.
-
-    Attributes:
-        asked: queries that were searched for among them so far, about.
-        held: float32 (count, dim), their vectors, where a search left them for the next.
     """
 
     def __init__(self, bits: np.ndarray, total: int):
         self.bits = bits
         self.total = total
         self.count = int(_ONES[bits].sum(dtype=np.int64))
-        self.asked = 0
-        self.held: np.ndarray | None = None
         self._parameters: dict[tuple[Any, ...], faiss.SearchParameters] = {}
 
     @classmethod
@@ -67,7 +62,11 @@ class Rows:
     def whole(self) -> bool:
         return self.count == self.total
 
-    def parameters(self, kind: type[faiss.SearchParameters], **efforts: int) -> Any:
+    @cached_property
+    def _selector(self) -> faiss.IDSelector:
+        return None if self.whole else faiss.IDSelectorBitmap(self.bits)
+
+    def parameters(self, kind: type[faiss.SearchParameters], **efforts: Any) -> Any:
         """What tells faiss to look so hard, and to find these rows alone.
 
         To make one takes as long as a short search does: a few are kept.
@@ -75,8 +74,7 @@ class Rows:
         key = (kind, *efforts.items())
         known = self._parameters.get(key)
         if known is None:
-            selector = None if self.whole else faiss.IDSelectorBitmap(self.bits)
-            known = kind(sel=selector, **efforts)
+            known = kind(sel=self._selector, **efforts)
             if len(self._parameters) >= _EFFORTS:
                 self._parameters.clear()
             self._parameters[key] = known

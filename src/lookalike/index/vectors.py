@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import faiss
@@ -24,6 +26,8 @@ SCATTERED: Final = 3
 """How many times as much it costs where most of the others beside it are passed over."""
 PASSED: Final = 0.03
 """What passing over a row costs that may not be found."""
+_AT_HAND: Final = 8
+"""Sets of rows whose vectors are kept, beside those that the plan has bytes for."""
 PAIRWISE: Final = 16
 """Queries that faiss compares by differences, not by the square's expansion."""
 
@@ -34,11 +38,20 @@ class Vectors(ABC):
     Args:
         plan: how they are kept.
         metric: of the distances.
+
+    Attributes:
+        at_hand: gives float32 (rows.count, dim), the vectors of a few rows; those of the last sets
+            of rows are kept.
     """
 
     def __init__(self, plan: Plan, metric: Metric):
         self.plan = plan
         self.metric = metric
+        self.at_hand: Callable[[Rows], np.ndarray] = lru_cache(_AT_HAND)(self._fetched)
+
+    def _fetched(self, rows: Rows) -> np.ndarray:
+        """float32 (rows.count, dim)."""
+        return self.take(rows.numbers)
 
     @property
     @abstractmethod
