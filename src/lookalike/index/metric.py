@@ -38,9 +38,11 @@ def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     Raises:
         DataError: NaN or infinity among them, or what float32 cannot hold or compare.
     """
-    with np.errstate(over="ignore"):
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        squares = np.einsum("ij,ij->i", vectors, vectors)
+    if vectors.dtype == np.float64:
+        with np.errstate(over="ignore"):  # what becomes infinite is told below
+            vectors = vectors.astype(np.float32)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    squares = np.einsum("ij,ij->i", vectors, vectors)
     if metric != "cosine":
         _bounded(squares < _LARGEST)
         return vectors
