@@ -15,8 +15,8 @@ much). Those that are not installed are left out and named.
 - one: a query's time above faiss's, in one thread;
 - where: one query among 50%, 5% and 0.5%, against fetching the matches' vectors, comparing, and
   looking up ids and labels in a list; the filter is one that was asked before, so that its matches
-  are known, and where they are few their vectors held; what counting them takes the first time is
-  beside it;
+  are known, and where they are few their vectors at hand; what counting them takes the first time
+  is beside it;
 - bytes: of the vectors' file, against code and 8 bytes.
 """
 

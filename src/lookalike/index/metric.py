@@ -63,7 +63,8 @@ def _bounded(bounded: np.ndarray) -> None:
     if not bounded.all():
         raise DataError(
             f"vector {np.argmin(bounded)} holds NaN, infinity or too large a number",
-            allowed="finite numbers whose squares float32 holds; by cosine, those that it holds",
+            allowed="finite numbers that float32 holds; by l2 and dot, in vectors no longer than "
+            f"{_LARGEST**0.5:.0e}",
         )
 
 
