@@ -9,6 +9,7 @@ trained on the 60,000 images of its first pair of files, judged with the 10,000 
 Search is exact, by cosine. Rows, each the mean over seeds, beside it half the range:
 
 - recipe: `train` of conf/fashion_mnist.yaml, on its ranks;
+- hour: the same of conf/fashion_mnist_hour.yaml;
 - multi_similarity: the same with auxiliary.weight 0;
 - triplet, normalised_softmax, supervised_contrastive: the same network and budget, that loss alone;
 - notebook: what a first notebook does: a small CNN, Multi-Similarity with the paper's beta, Adam,
@@ -20,7 +21,8 @@ With --unseen two classes are kept out of training, each pair in a training of i
 - within: queries and gallery are the unseen classes' test images, the query itself left out;
 - full gallery: the same queries, among the 60,000 training images of all ten classes.
 
-Trainings are of about 20 minutes on 2 cores each: all rows and seeds take a working day.
+Trainings are of about 20 minutes on 2 cores each, the hour's of as long as it says: all rows and
+seeds take more than a working day.
 
     uv run benchmarks/quality.py [--json PATH] [--seeds 3] [--only NAME ...] [--epochs N]
         [--items N] [--unseen]
@@ -55,9 +57,10 @@ from lookalike.images import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "conf" / "fashion_mnist.yaml"
+HOUR = ROOT / "conf" / "fashion_mnist_hour.yaml"
 RAW = "raw_pixels"
 NAMES = (
-    "recipe", "multi_similarity", "triplet", "normalised_softmax", "supervised_contrastive",
+    "recipe", "hour", "multi_similarity", "triplet", "normalised_softmax", "supervised_contrastive",
     "notebook", RAW,
 )  # fmt: skip
 MEASURES = {
@@ -65,10 +68,12 @@ MEASURES = {
     "map_at_10": "MAP@10", "map_at_r": "MAP@R", "full_map": "full mAP",
 }  # fmt: skip
 GOALS = {
-    "A P@1": 0.920, "A kNN10": 0.932,
-    "B P@1": 0.912, "B MAP@10": 0.890, "B MAP@R": 0.840, "B full mAP": 0.895,
+    "recipe": {
+        "A P@1": 0.920, "A kNN10": 0.932,
+        "B P@1": 0.912, "B MAP@10": 0.890, "B MAP@R": 0.840, "B full mAP": 0.895,
+    },
+    "hour": {"A P@1": 0.930, "B MAP@R": 0.880},
 }  # fmt: skip
-"""Of the recipe."""
 UNSEEN = {"Pullover and Shirt": (2, 6), "Sandal and Shirt": (5, 6)}
 PROBE = 4_000
 """Images that two recipes' paces are compared on."""
@@ -162,7 +167,7 @@ def _add(figures: Figures, runs: Runs, before: str = "") -> None:
         for column in found[0]:
             values = [run[column] for run in found]
             short = column.replace(" | ", " ")
-            goal = GOALS.get(short) if name == "recipe" else None
+            goal = GOALS.get(name, {}).get(short)
             better = "lower" if short == "minutes" else "higher"
             # The tables show them all: only those with a goal are listed again.
             figures.add(
@@ -215,14 +220,14 @@ def _measured(
 
 
 def _training(name: str, epochs: int | None, classes: int) -> Train:
-    recipe = config.load(RECIPE).train
+    recipe = config.load(HOUR if name == "hour" else RECIPE).train
     # Of this many classes; all others of a batch would be missing.
     recipe = recipe.model_copy(
         update={"classes_per_batch": min(recipe.classes_per_batch, classes)}
         | ({"epochs": epochs} if epochs else {})
     )
     plain = recipe.model_copy(update={"auxiliary": Auxiliary()})
-    if name == "recipe":
+    if name in ("recipe", "hour"):
         return recipe
     if name == "multi_similarity":
         return plain

@@ -91,7 +91,7 @@ def made(name: str, dim: int = 8, seed: int = 0, preprocessing: Preprocessing = 
     return networks.make(name, preprocessing, dim)
 
 
-@pytest.mark.parametrize("network", ["compact_resnet", "simple_cnn"])
+@pytest.mark.parametrize("network", ["compact_resnet", "compact_resnet_48", "simple_cnn"])
 @pytest.mark.parametrize("preprocessing", [Preprocessing(28, 1), Preprocessing(64, 3)])
 def test_networks_give_unit_vectors(network: str, preprocessing: Preprocessing) -> None:
     network = made(network, 32, preprocessing=preprocessing)
@@ -123,7 +123,7 @@ def test_a_function_by_its_import_path_is_a_network(own_networks: Any) -> None:
         ("own_networks:high", r"shape \(None, 14, 14, 8\). Allowed: \(None, 8\).*Dense"),
         ("own_networks:array", "gave a ndarray. Allowed: what layers of tf.keras"),
         ("own_networks:model", "gave a Sequential.*not a model"),
-        ("resnet", "'resnet'.*compact_resnet, simple_cnn, or 'package.module:function'"),
+        ("resnet", "'resnet'.*compact_resnet, .*simple_cnn, or 'package.module:function'"),
     ],
 )
 @pytest.mark.usefixtures("own_networks")

@@ -32,8 +32,13 @@ class Train(Model):
         None, description="CPU threads of a rank and of a trial; else a fair share of the machine"
     )
     network: Annotated[
-        str, Field(pattern=r"^(compact_resnet|simple_cnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")
-    ] = Field("compact_resnet", description="or a function of yours: package.module:function")
+        str,
+        Field(pattern=r"^(compact_resnet(_48)?|simple_cnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$"),
+    ] = Field(
+        "compact_resnet",
+        description="_48: of 48 filters in place of 32; or a function of yours: "
+        "package.module:function",
+    )
     init_from: str | None = Field(
         None, description="folder or URI of an encoder whose weights training starts from"
     )

@@ -37,8 +37,8 @@ def make(
     normalisation and its output are float32 even so.
 
     Args:
-        name: 'compact_resnet', 'simple_cnn', or 'package.module:function': a function of yours,
-            see `Body`, that is called once, with Keras's symbolic images.
+        name: 'compact_resnet', 'compact_resnet_48', 'simple_cnn', or 'package.module:function': a
+            function of yours, see `Body`, that is called once, with Keras's symbolic images.
         preprocessing: shape of its input, uint8 (n, size, size, channels).
         dim: length of its output, float32 (n, dim), L2 norm 1.
         ranks: those that train together.
@@ -181,18 +181,19 @@ def _unit(x: tf.Tensor) -> tf.Tensor:
     return tf.math.l2_normalize(x, axis=1)
 
 
-def _compact_resnet(x: tf.Tensor, dim: int) -> tf.Tensor:
-    """Eight convolutions, six of them in residual pairs; 205k weights at 28 x 28 and dim 128.
+def _compact_resnet(x: tf.Tensor, dim: int, filters: int) -> tf.Tensor:
+    """Eight convolutions, six of them in residual pairs. At 28 x 28 and dim 128 that are 205k
+    weights of 32 filters, 424k of 48 with about twice the work.
 
     The first convolution sees every pixel, for a fabric is told by its finest lines. Flattened,
     not pooled: where something is in the picture tells garments apart. Inputs above about 32
     pixels are halved until the flattened part is of that size too.
     """
-    x = layers.MaxPooling2D(2)(_convolved(x, 32, 3))
+    x = layers.MaxPooling2D(2)(_convolved(x, filters, 3))
     while x.shape[1] > 16:
-        x = _convolved(x, 32, 3, strides=2)
+        x = _convolved(x, filters, 3, strides=2)
     x = layers.MaxPooling2D(2)(_residual(_residual(x)))
-    x = layers.MaxPooling2D(2)(_residual(_convolved(x, 64, 3)))
+    x = layers.MaxPooling2D(2)(_residual(_convolved(x, 2 * filters, 3)))
     x = layers.Dense(dim, use_bias=False)(layers.Flatten()(x))
     return layers.BatchNormalization(momentum=0.9, dtype="float32")(x)
 
@@ -220,5 +221,9 @@ def _convolved(
     return layers.ReLU()(x) if activate else x
 
 
-_BODIES: dict[str, Body] = {"compact_resnet": _compact_resnet, "simple_cnn": _simple_cnn}
+_BODIES: dict[str, Body] = {
+    "compact_resnet": partial(_compact_resnet, filters=32),
+    "compact_resnet_48": partial(_compact_resnet, filters=48),
+    "simple_cnn": _simple_cnn,
+}
 _ALLOWED = f"{', '.join(_BODIES)}, or 'package.module:function', called with images and dim"
