@@ -73,6 +73,10 @@ def test_palette_cmyk_and_first_frame() -> None:
     cmyk = decode(file_of(red.convert("CMYK"), "JPEG"), RGB)[0, 0]
     assert cmyk[0] > 240
     assert cmyk[1:].max() < 20
+    lab = file_of(Image.new("LAB", (4, 4), (136, 208, 195)), "TIFF")  # red, as far as it can
+    assert images.examine(lab, phash=True).media == "image/tiff"
+    assert decode(lab, RGB)[0, 0, 0] > 200
+    assert decode(lab, GREY).shape == (4, 4, 1)
     animated = file_of(red, "GIF", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
     assert decode(animated, RGB)[0, 0].tolist() == [255, 0, 0]
 

@@ -186,6 +186,8 @@ def _upright(data: bytes) -> Image.Image:
         if image.mode.startswith("I"):  # 16-bit grey, which convert("L") would clip
             high = np.asarray(image, dtype=np.int64) // 256
             image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+        if image.mode == "LAB":  # which Pillow turns into RGB alone
+            image = image.convert("RGB")
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             image = Image.new("RGBA", rgba.size, "white")

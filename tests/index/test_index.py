@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from naive import ENCODER, Item, Naive, batch_of, indexed
 from support import write_manifest
 
 from lookalike.errors import ArtifactError, ConfigError, DataError
-from lookalike.index import Index, Plan, build, kinds
+from lookalike.index import Index, Plan, build, items, kinds
 from lookalike.index import nearest as searching
 from lookalike.index.metric import prepared
 from lookalike.index.plan import CODED, KINDS
@@ -349,3 +350,81 @@ def test_opening_refuses_files_of_zeros(built: tuple[str, str], name: str) -> No
         file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
         Index.open(root, version)
+
+
+def test_opening_refuses_a_manifest_of_another_version(
+    built: tuple[str, str], vectors: np.ndarray
+) -> None:
+    root, name = built
+    index = Index.open(root, name)
+    index.change([IDS[6]], vectors[7:8])
+    index.add([IDS[5]], vectors[5:6])
+    other = index.commit().name
+    index.delete(["new"])
+    index.add(["newer"], vectors[:1])
+    third = index.commit().name
+    for one, two in ((name, other), (other, third)):
+        files = [Path(root) / "versions" / each / "manifest.json" for each in (one, two)]
+        contents = [file.read_bytes() for file in files]
+        files[0].write_bytes(contents[1])
+        with pytest.raises(ArtifactError, match=r"tombstones\.arrow"):
+            Index.open(root, one)
+        files[0].write_bytes(contents[0])
+        assert len(Index.open(root, one)) == json.loads(contents[0])["meta"]["count"]
+
+
+@pytest.mark.parametrize("rows", [[[0, 300]], [[2, 0]], [[0, -1]], [[-1, 0]], [[1, 1]]])
+def test_opening_refuses_tombstones_of_rows_that_are_not_there(
+    built: tuple[str, str], rows: list[list[int]]
+) -> None:
+    root, name = built
+    folder = Path(root) / "versions" / name
+    file, manifest = folder / "tombstones.arrow", folder / "manifest.json"
+    mark = pa.ipc.open_file(str(file)).schema
+    columns = [pa.array(column, pa.int64()) for column in zip(*rows, strict=True)]
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, mark) as written:
+        written.write_batch(pa.record_batch(columns, schema=mark))
+    raw = json.loads(manifest.read_text())
+    for entry in raw["files"]:
+        entry["size"] = (folder / entry["path"]).stat().st_size
+    write_manifest(manifest, raw)
+    with pytest.raises(ArtifactError, match=r"tombstones\.arrow names rows that no part has"):
+        Index.open(root, name)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_no_radius_is_negative(vectors: np.ndarray, tmp_path: Path, metric: str) -> None:
+    naive = Naive(metric, {IDS[i]: Item(vectors[i]) for i in range(20)})
+    index = indexed(naive, tmp_path, Plan("exact"))
+    with pytest.raises(DataError, match=rf"radius = -0.1 by {metric}. Allowed: 0 or more"):
+        index.within(vectors[:1], -0.1)
+
+
+def test_many_questions_at_once_are_compared_as_one_is(tmp_path: Path) -> None:
+    """Euclidean distances of long vectors that lie side by side."""
+    random = np.random.default_rng(0)
+    far = 100 * unit(random.normal(size=(1, DIM))) + 0.01 * random.normal(size=(60, DIM))
+    far = far.astype(np.float32)
+    naive = Naive("l2", {IDS[i]: Item(far[i]) for i in range(60)})
+    index = indexed(naive, tmp_path, Plan("exact"))
+    found = index.search(far, 5)
+    for row, vector in enumerate(far):
+        assert found[row][0] == (IDS[row], None, 0.0)
+        alone = [one.distance for one in index.search(far[row : row + 1], 5)[0]]
+        assert [one.distance for one in found[row]] == pytest.approx(alone, abs=1e-4)
+        near = naive.ranked(vector)
+        assert alone == pytest.approx([distance for distance, _ in near[:5]], abs=1e-4)
+
+
+def test_texts_longer_than_two_gibibytes_in_all(
+    vectors: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "_LARGE", 100)  # so that few are as many
+    naive = naive_of(vectors[:300])
+    index = indexed(naive, tmp_path, Plan("exact"))
+    assert index._items.labels.type == pa.dictionary(pa.int32(), pa.string())
+    assert index._items._columns["attribute:price"].type.value_type == pa.large_string()
+    found = index.search(vectors[:1], 400, where="price > 100 and label == 'class 1'")[0]
+    wanted = [i for i in range(101, 300, 2) if i % 7 and i % 5 == 1]
+    assert sorted(one.item_id for one in found) == [IDS[i] for i in wanted]
+    assert index.about(IDS[1]) == {"price": "1"}

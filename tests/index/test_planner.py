@@ -12,8 +12,10 @@ from naive import Item, Naive, indexed
 
 from lookalike import artifacts
 from lookalike.errors import ConfigError
-from lookalike.index import Index, Wishes
+from lookalike.index import Index, Wishes, kinds
 from lookalike.index.plan import KINDS, Plan
+from lookalike.index.planner import Choice, Trial
+from lookalike.index.spool import Spool
 from lookalike.steps import plan_picture
 
 DIM, COUNT = 12, 6000
@@ -148,3 +150,33 @@ def test_what_is_held_out_is_in_the_index(tmp_path: Path, naive: Naive) -> None:
         assert kept @ item.vector == pytest.approx(np.linalg.norm(item.vector), rel=1e-4)
     ids = [batch.column("item_id").to_pylist() for batch in index.batches()]
     assert [i for some in ids for i in some] == sorted(naive.items)
+
+
+def test_the_verdict_is_that_of_all_vectors(naive: Naive) -> None:
+    """Of two plans that did on the sample, the first does not on the whole."""
+    vectors = np.stack([item.vector for item in naive.items.values()])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = COUNT - 200
+    plans = [Plan("ivf_pq", nlist=20, pq_bytes=2), Plan("ivf_flat", nlist=20)]
+    wishes = Wishes(recall=0.95)
+    trials = [Trial(plans[0], (), 1, verdict="chosen"), Trial(plans[1], (), 2, verdict="slower")]
+    choice = Choice(wishes, plans, trials, 100, COUNT, DIM, "cosine")
+    for plan, met in zip(plans, (False, True), strict=True):
+        built = kinds.empty(plan, "cosine", vectors)
+        built.add(vectors[:known])
+        assert choice.confirm(built, Spool(vectors), known) is met
+    assert [trial.verdict for trial in choice.trials] == ["built", "chosen"]
+    assert choice.told()["built"]["plan"]["kind"] == "ivf_flat"
+
+
+def test_a_refusal_tells_the_nearest_of_what_was_built(naive: Naive) -> None:
+    vectors = np.stack([item.vector for item in naive.items.values()])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    plans = [Plan("ivf_pq", nlist=20, pq_bytes=size) for size in (6, 2)]
+    choice = Choice(Wishes(recall=0.999), plans, [], 100, COUNT, DIM, "cosine")
+    for plan in plans:
+        built = kinds.empty(plan, "cosine", vectors)
+        built.add(vectors[:-200])
+        assert not choice.confirm(built, Spool(vectors), COUNT - 200)
+    assert choice.measured["plan"]["pq_bytes"] == 6
+    assert f"recall {choice.measured['recall']:.3f} by ivf_pq" in str(choice.refusal())

@@ -244,7 +244,7 @@ def test_what_is_no_address_is_named(url: str) -> None:
     assert "Allowed: an http:// or https:// URL" in str(found.detail)
 
 
-@pytest.mark.parametrize("path", ["/once/500", "/once/429", "/cut/once"])
+@pytest.mark.parametrize("path", ["/once/500", "/once/522", "/once/429", "/cut/once"])
 def test_what_fails_in_passing_is_asked_again(site: Site, get: Get, path: str) -> None:
     assert get(path).data == FILE
     assert site.hits[path] == 2

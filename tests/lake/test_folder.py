@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lookalike.config import FolderData
+from lookalike.lake.sources.files import located
 from lookalike.lake.sources.folder import Place, place
 
 
@@ -36,3 +37,18 @@ def folder(**data: object) -> FolderData:
 )
 def test_levels_and_patterns(path: str, data: dict[str, object], said: Place) -> None:
     assert place(path, folder(**data)) == said
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/a//b/../c/", "/a/c"),
+        ("file:/a/b/", "file:/a/b"),
+        ("s3://bucket//a/", "s3://bucket/a"),
+        ("hdfs://name:8020/a", "hdfs://name:8020/a"),
+        ("hdfs:///data/photos/", "hdfs:///data/photos"),
+        ("dbfs:/mnt//a/", "dbfs:/mnt/a"),
+    ],
+)
+def test_a_place_is_written_in_one_way(path: str, said: str) -> None:
+    assert located(path) == said

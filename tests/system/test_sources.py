@@ -239,6 +239,47 @@ def test_a_manifest_of_paths(fresh: Tables, tmp_path: Path) -> None:
         load(fresh, data.model_copy(update={"item_id": "id"}))
 
 
+def test_a_link_that_leads_nowhere_is_a_reject(fresh: Tables, tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(picture(1))
+    (tmp_path / "linked.jpg").symlink_to(tmp_path / "good.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    done = load(fresh, data_of(source="folder", root=str(tmp_path), max_reject_share=0.5))
+    assert (done.seen, done.used, done.rejected) == (3, 2, 1)
+    assert reasons(fresh) == {"gone.jpg": "broken_link"}
+
+
+def test_a_delta_table_with_image_files_in_it(fresh: Tables, tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "sku": ["a", "b", "c"],
+            "image": [picture(1), picture(2), b"none"],
+            "product": ["boot", "boot", None],
+            "price": [2, 3, 4],
+        }
+    )
+    fresh.spark.createDataFrame(table).write.format("delta").save(str(tmp_path / "feed"))
+    data = data_of(
+        source="manifest",
+        table=str(tmp_path / "feed"),
+        item_id="sku",
+        bytes="image",
+        group_id="product",
+        max_reject_share=0.5,
+    )
+    assert load(fresh, data).used == 2
+    items = rows(fresh, "items")
+    assert {k: v["group_id"] for k, v in items.items()} == {"a": "boot", "b": "boot"}
+    assert items["b"]["sha256"] == content_hash(picture(2))
+    assert items["b"]["attributes"] == {"price": "3"}
+    assert reasons(fresh) == {"c": "not_an_image"}
+
+
+def test_paths_below_a_table_known_by_its_name_need_a_root(fresh: Tables) -> None:
+    data = data_of(source="manifest", table="shop.feed", path="image", format="delta")
+    with pytest.raises(ConfigError, match=r"known by its name.*Set data\.root"):
+        _ = open_source(fresh.spark, data)._files
+
+
 def test_a_table_with_images_in_it_and_repeated_ids(fresh: Tables, tmp_path: Path) -> None:
     lines = [
         {"item_id": 7, "image": base64.b64encode(picture(7)).decode(), "label": 3, "tags": ["a"]},
@@ -278,9 +319,14 @@ def test_texts_and_vectors(fresh: Tables, tmp_path: Path) -> None:
     assert load(fresh, data).used == 2
     found = {k: v for k, v in reasons(fresh).items() if k.startswith("v")}
     assert found == {"v1": "zero_vector", "v2": "wrong_length", "v3": "not_finite"}
+    (tmp_path / "more.csv").write_text('item_id,vector\nv8,"[1, 2]"\nv9,hello\n')
+    data = data_of(source="vectors", table=f"{tmp_path}/more.csv", dim=2, max_reject_share=0.9)
+    assert load(fresh, data).used == 1
+    assert reasons(fresh)["v9"] == "not_a_vector"
     media = fresh.read("contents").where("media = 'application/x-float32'").collect()
     kept = {bytes(row["bytes"]) for row in media}
-    assert kept == {np.array(vectors[i], "<f4").tobytes() for i in (0, 4)}
+    wanted = [vectors[0], vectors[4], [1.0, 2.0]]
+    assert kept == {np.array(vector, "<f4").tobytes() for vector in wanted}
 
 
 @contextmanager
@@ -384,7 +430,7 @@ def test_a_column_that_changes_its_type_is_refused(spark: SparkSession, tmp_path
 
 
 def test_two_loads_at_once(spark: SparkSession, tmp_path: Path) -> None:
-    """Into one new warehouse: nothing is lost, nothing doubled, nobody fails."""
+    """Into one new warehouse, one of them twice: nothing is lost, nothing doubled, nobody fails."""
     confs = []
     for name in ("one", "two"):
         for i in range(30):  # two thirds of the pictures are in both
@@ -392,8 +438,9 @@ def test_two_loads_at_once(spark: SparkSession, tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(i + (10 if name == "two" else 0), "PNG"))
         confs.append(recipe(tmp_path, name, source="folder", root=str(tmp_path / name)))
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(command, "ingest", "--conf", str(c), *QUICK) for c in confs]
+    with ThreadPoolExecutor(3) as pool:
+        loads = (*confs, confs[0])
+        asked = [pool.submit(command, "ingest", "--conf", str(c), *QUICK) for c in loads]
         for done in (each.result() for each in asked):
             assert done.returncode == 0, done.stderr
     tables = Tables(spark, str(tmp_path / "wh" / "tables"))

@@ -140,7 +140,9 @@ class _Table(_Named):
     group_id: str = "group_id"
     split: str = "split"
     version: str | None = Field(
-        None, description="column that changes when the content does; else what stands in for it"
+        None,
+        description="column that changes when the content does; else a file's time and size, and "
+        "what the row itself holds: the same URL is not fetched again",
     )
 
 
@@ -148,7 +150,7 @@ class ManifestData(_Table):
     """A table of items whose images lie at a path, at a URL, or in the table itself."""
 
     source: Literal["manifest"]
-    path: str | None = Field(None, description="column of paths, absolute or below `root`")
+    path: str | None = Field(None, description="column of paths below `root`, absolute or not")
     url: str | None = Field(None, description="column of http:// or https:// addresses")
     bytes: str | None = Field(None, description="column of image files, binary or base64")
     root: str | None = Field(None, description="folder that holds the paths; else the table's own")

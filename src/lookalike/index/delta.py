@@ -94,10 +94,10 @@ class Delta:
         self.attributes += attributes
         for one in attributes:
             self.keys.update(one or ())
-        for row, item_id in enumerate(ids, start=begin):
-            self.rows[item_id] = row
         self.alive[begin : begin + len(ids)] = True
         self.vectors.add(vectors)
+        for row, item_id in enumerate(ids, start=begin):
+            self.rows[item_id] = row
 
     def kill(self, row: int) -> None:
         """Take a row out of what is found."""

@@ -5,7 +5,7 @@
 | column | type |
 |---|---|
 | item_id | large_string, ascending in each of the part's runs |
-| label | dictionary<int32, string>, null where there is none |
+| label | dictionary<int32, string>, null where there is none; large_string from 2 GiB on |
 | attribute:KEY | the same, a column for each key that an item of the part has |
 
 An attribute's value is kept as its text; see `lookalike.index.where` for how texts are compared
@@ -31,7 +31,7 @@ ITEMS_FILE: Final = "items.arrow"
 _KEY: Final = "attribute:"
 _ONE_BY_ONE: Final = 50
 """Rows whose texts are read faster one by one than by a call of Arrow's."""
-_TEXT: Final = pa.dictionary(pa.int32(), pa.string())
+_LARGE: Final = 2**31  # bytes of text that offsets of int32 do not reach
 _NUMBER: Final = r"^[+-]?([0-9]{1,200}(\.[0-9]{0,200})?|\.[0-9]{1,200})([eE][+-]?[0-9]{1,2})?$"
 
 Attributes = Mapping[str, str] | None
@@ -79,7 +79,7 @@ class Items:
         """Items from record batches with item_id, label and, where there are any, attributes."""
         columns: dict[str, pa.Array] = {
             ITEM_ID: _whole([b.column(ITEM_ID) for b in batches], pa.large_string()),
-            LABEL: _whole([b.column(LABEL) for b in batches], pa.string()).dictionary_encode(),
+            LABEL: _encoded([b.column(LABEL) for b in batches]),
         }
         found: dict[str, list[tuple[np.ndarray, pa.Array]]] = {}
         begin = 0
@@ -90,7 +90,7 @@ class Items:
             begin += batch.num_rows
         for key in sorted(found):
             rows = np.concatenate([rows for rows, _ in found[key]])
-            texts = _whole([v for _, v in found[key]], pa.string()).dictionary_encode()
+            texts = _encoded([values for _, values in found[key]])
             codes = np.full(begin, -1, np.int32)
             codes[rows] = pc.fill_null(texts.indices, -1).to_numpy(zero_copy_only=False)
             indices = pa.array(codes, mask=codes < 0)
@@ -267,6 +267,14 @@ def ascending(last: str, ids: pa.Array) -> str:
 
 def _whole(parts: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
     return _one_chunk(pa.chunked_array([part.cast(kind) for part in parts], kind))
+
+
+def _encoded(parts: Sequence[pa.Array]) -> pa.DictionaryArray:
+    """Texts by number: all together may be longer than 2 GiB, of different ones as few are."""
+    found = _whole(parts, pa.large_string()).dictionary_encode()
+    if found.dictionary.nbytes >= _LARGE:
+        return found
+    return pa.DictionaryArray.from_arrays(found.indices, found.dictionary.cast(pa.string()))
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

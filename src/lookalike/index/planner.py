@@ -89,7 +89,8 @@ class Trial:
         bytes: of all vectors, grown as wished for, ids apart.
         recall: on the sample.
         seconds: a query would take on all vectors.
-        verdict: 'chosen', 'slower', 'recall', 'memory' or 'not tried'.
+        verdict: 'chosen'; 'slower'; 'built', whose recall on all vectors was less than wished for;
+            'recall', whose was on the sample; 'memory' or 'not tried'.
     """
 
     plan: Plan
@@ -135,7 +136,10 @@ class Choice:
         test = _Test.of(spool.rows(slice(known, None)), spool, known, self.metric, self.wishes)
         points, met = test.climb(vectors)
         best = _best(points, self.wishes.recall)
-        vectors.plan = vectors.plan.with_effort(best.effort)
+        built, vectors.plan = vectors.plan, vectors.plan.with_effort(best.effort)
+        self._settle(built, "chosen" if met else "built")
+        if not met and self.measured.get("recall", 0.0) >= best.recall:
+            return False  # the nearest to what was wished for is what a refusal tells
         self.measured = {
             "plan": asdict(vectors.plan),
             "points": [asdict(point) for point in sorted(points, key=lambda p: p.effort)],
@@ -145,6 +149,11 @@ class Choice:
             "met": met,
         }
         return met
+
+    def _settle(self, plan: Plan, verdict: str) -> None:
+        for place, trial in enumerate(self.trials):
+            if trial.plan == plan:
+                self.trials[place] = replace(trial, verdict=verdict)
 
     def refusal(self) -> ConfigError:
         """The error of a wish that no kind meets, with the nearest that one does."""

@@ -69,7 +69,7 @@ def opened(root: str, name: str, folder: Path) -> Opened:
         )
         ends.append(len(delta))
     alive = np.ones(len(base[1]), bool)
-    dead = _tombstones(version, folder)
+    dead = _tombstones(version, folder, [len(alive), *np.diff(ends).tolist()])
     for part, row in dead[dead[:, 0] > 0]:
         delta.kill(ends[part - 1] + int(row))
     alive[dead[dead[:, 0] == 0, 1]] = False
@@ -129,16 +129,26 @@ def _part(version: Artifact, part: Artifact, folder: Path) -> tuple[Built, Items
     return vectors, items
 
 
-def _tombstones(version: Artifact, folder: Path) -> np.ndarray:
-    """int64 (n, 2): part and row."""
-    if not version.meta.get("tombstones"):
+def _tombstones(version: Artifact, folder: Path, sizes: list[int]) -> np.ndarray:
+    """int64 (n, 2): part and row; `sizes` are the parts'."""
+    if TOMBSTONES_FILE not in [entry.path for entry in version.manifest.files]:
         return np.empty((0, 2), np.int64)
     file = artifacts.fetch(version, folder) / TOMBSTONES_FILE
     try:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        return np.stack([table["part"].to_numpy(), table["row"].to_numpy()], axis=1)
+        found = np.stack([table["part"].to_numpy(), table["row"].to_numpy()], axis=1)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise ArtifactError(
             f"{file} cannot be read ({str(error).splitlines()[0]})",
             remedy="Run `lookalike index` again",
         ) from error
+    # Files of before have no mark.
+    mark = (table.schema.metadata or {}).get(b"version", b"").decode()
+    if mark and mark != artifacts.fingerprint(version.meta):
+        raise ArtifactError(f"{file} is not of index version {version.name}", remedy=_AGAIN)
+    parts, rows = found.T
+    if ((found < 0).any(axis=1) | (parts >= len(sizes))).any() or (
+        rows >= np.array(sizes)[parts]
+    ).any():
+        raise ArtifactError(f"{file} names rows that no part has", remedy=_AGAIN)
+    return found

@@ -160,8 +160,9 @@ class Index:
             DataError: as `search`, or a radius that is no number.
             ConfigError: an index that keeps codes alone.
         """
-        if not np.isfinite(radius):
-            raise DataError(f"radius = {radius}", allowed="a finite number")
+        if not np.isfinite(radius) or (radius < 0 and self.metric != "dot"):
+            allowed = "a finite number" if self.metric == "dot" else "0 or more, and finite"
+            raise DataError(f"radius = {radius} by {self.metric}", allowed=allowed)
         queries = self._queries(vectors)
         with using(self._threads):
             base, delta = self._chosen(where)

@@ -29,7 +29,8 @@ PASSED: Final = 0.03
 _AT_HAND: Final = 8
 """Sets of rows whose vectors are kept, beside those that the plan has bytes for."""
 PAIRWISE: Final = 16
-"""Queries that faiss compares by differences, not by the square's expansion."""
+"""Queries at once, at most, that faiss compares by differences: of more it expands the square,
+which loses small distances of long vectors."""
 
 
 class Vectors(ABC):

@@ -32,7 +32,7 @@ from lookalike.errors import DataError, scrubbed
 _REDIRECTS = 5
 _PIECE = 2**16
 _REST = 2**12
-_RETRIED = ("timeout", "unreachable", *(f"http_{status}" for status in (429, 500, 502, 503, 504)))
+_RETRIED = ("timeout", "unreachable", "http_429", *(f"http_{n}" for n in range(500, 600)))
 _BYTES = ("application/octet-stream", "binary/octet-stream")
 _PACKED = {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"}
 _here = threading.local()  # .turn: what this thread is at

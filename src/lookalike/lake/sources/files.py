@@ -91,9 +91,9 @@ class Files:
         """What the listing of a local folder leaves out, where its files can be walked.
 
         Returns:
-            Reasons by path below the root: 'hidden_name' for names with a leading '_' and 'empty'
-            for files of 0 bytes, both of which Spark passes over without a word; and the number
-            of files of other suffixes, by suffix.
+            Reasons by path below the root: 'hidden_name' for names with a leading '_', 'empty' for
+            files of 0 bytes and 'broken_link' for links that lead nowhere, all of which Spark
+            passes over without a word; and the number of files of other suffixes, by suffix.
         """
         local = artifacts.local_path(self.location)
         suffixes = tuple(suffix.lower() for suffix in self.suffixes)
@@ -110,8 +110,11 @@ class Files:
                     others[path.suffix.lower() or "none"] += 1
                 elif any(part.startswith("_") and "=" not in part for part in path.parts):
                     lost[str(path)] = "hidden_name"
-                elif not os.path.getsize(f"{folder}/{name}"):  # noqa: PTH202  for each file
-                    lost[str(path)] = "empty"
+                elif not (size := _size(f"{folder}/{name}")):
+                    if size is not None:
+                        lost[str(path)] = "empty"
+                    elif (Path(folder) / name).is_symlink():  # else it was deleted meanwhile
+                        lost[str(path)] = "broken_link"
         return lost, dict(others.most_common())
 
     @cached_property
@@ -143,7 +146,17 @@ def located(path: str) -> str:
         scheme = "file:" if path.startswith("file:") else ""
         return scheme + os.path.normpath(local)
     scheme, _, rest = path.partition(":")
-    return f"{scheme}:{'//' if rest.startswith('//') else '/'}" + re.sub("/+", "/", rest).strip("/")
+    # Between the second and the third slash is a host: 'hdfs:///a' has none, 'hdfs://a' is one.
+    slashes = min(len(rest) - len(rest.lstrip("/")), 3) or 1
+    return f"{scheme}:{'/' * slashes}" + re.sub("/+", "/", rest).strip("/")
+
+
+def _size(path: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return os.path.getsize(path)  # noqa: PTH202  for each file
+    except OSError:
+        return None
 
 
 def version() -> Column:

@@ -20,6 +20,7 @@ _ROLES = ("label", "group_id", "split")
 _LOST = {
     "hidden_name": "Spark leaves out names with a leading _. Rename the file or its folder",
     "empty": "the file has 0 bytes",
+    "broken_link": "the link leads to no file",
 }
 
 

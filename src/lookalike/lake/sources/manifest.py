@@ -12,6 +12,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lookalike.config import ManifestData
+from lookalike.errors import ConfigError
 from lookalike.lake.fetch import Limits, fetch
 from lookalike.lake.sources import READ, arrow_schema, sent
 from lookalike.lake.sources.files import Files
@@ -61,7 +62,14 @@ class ManifestSource(TableSource):
 
     @cached_property
     def _files(self) -> Files:
-        return Files(self.spark, self.data.root or self._table.name.rpartition("/")[0])
+        folder = self.data.root or self._table.name.rpartition("/")[0]
+        if not folder:
+            raise ConfigError(
+                f"the table {self.data.table} is known by its name and lies in no folder that "
+                "paths could be below",
+                remedy="Set data.root to the folder that holds them",
+            )
+        return Files(self.spark, folder)
 
     def _with_files(self, rows: DataFrame) -> DataFrame:
         """With place and source_version of the files that the paths mean."""

@@ -34,8 +34,9 @@ class VectorsSource(TableSource):
     def _inline(self) -> Inline:
         given, vector = self._table.rows(), F.col("content")
         kind = self._table.types()[self.data.vector]
-        if kind == "string":  # CSV has no lists
-            vector = F.from_json(vector, "array<double>")
+        if kind == "string":  # CSV has no lists; text that is none becomes an empty one
+            said = F.from_json(vector, "array<double>")
+            vector = F.when(vector.isNotNull(), F.coalesce(said, F.array().cast("array<double>")))
         elif not kind.startswith("array<"):
             raise DataError(
                 f"the column {self.data.vector!r} of {self.data.table} holds {kind}",
@@ -67,6 +68,8 @@ def _bytes(
 ) -> tuple[bytes | None, str | None, str | None]:
     if vector is None:
         return None, None, None
+    if not vector:
+        return None, "not_a_vector", "the vector is no list of numbers, or an empty one"
     values = np.array([np.nan if v is None else v for v in vector], dtype="<f4")
     data = values.tobytes()
     if len(values) != dim:
