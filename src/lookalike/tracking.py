@@ -166,6 +166,12 @@ class Tracking:
             raise
         return bool(found.info.lifecycle_stage == "active")
 
+    def abandon(self, tag: str, value: str) -> None:
+        """End as KILLED the runs with a tag that a killed process left open."""
+        left = f"attributes.status = 'RUNNING' AND tags.`{tag}` = '{value}'"
+        for run in self.client.search_runs([self.experiment_id()], left):
+            Run(self, run.info.run_id).end(RunStatus.KILLED)
+
     def start(self, name: str, parent: str | None = None, start_time: int | None = None) -> Run:
         """A run that the caller ends."""
         client = self.client

@@ -403,17 +403,20 @@ def test_no_radius_is_negative(vectors: np.ndarray, tmp_path: Path, metric: str)
 def test_many_questions_at_once_are_compared_as_one_is(tmp_path: Path) -> None:
     """Euclidean distances of long vectors that lie side by side."""
     random = np.random.default_rng(0)
-    far = 100 * unit(random.normal(size=(1, DIM))) + 0.01 * random.normal(size=(60, DIM))
+    far = 100 * unit(random.normal(size=(1, 64))) + 0.01 * random.normal(size=(60, 64))
     far = far.astype(np.float32)
-    naive = Naive("l2", {IDS[i]: Item(far[i]) for i in range(60)})
+    naive = Naive("l2", {IDS[i]: Item(far[i], "a" if i < 40 else "b") for i in range(60)})
     index = indexed(naive, tmp_path, Plan("exact"))
-    found = index.search(far, 5)
-    for row, vector in enumerate(far):
-        assert found[row][0] == (IDS[row], None, 0.0)
-        alone = [one.distance for one in index.search(far[row : row + 1], 5)[0]]
-        assert [one.distance for one in found[row]] == pytest.approx(alone, abs=1e-4)
-        near = naive.ranked(vector)
-        assert alone == pytest.approx([distance for distance, _ in near[:5]], abs=1e-4)
+    for where in (None, "label == 'a'"):
+        found = index.search(np.tile(far[:40], (60, 1)), 5, where)
+        for row, vector in enumerate(far[:40]):
+            assert found[row][0].item_id == IDS[row]
+            assert found[row][0].distance == 0
+            near = naive.ranked(vector, lambda _, item, w=where: not w or item.label == "a")[:5]
+            assert [one.item_id for one in found[row + 40 * 59]] == [item_id for _, item_id in near]
+            assert [one.distance for one in found[row]] == pytest.approx(
+                [distance for distance, _ in near], abs=1e-5
+            )
 
 
 def test_texts_longer_than_two_gibibytes_in_all(

@@ -1,5 +1,7 @@
 """Training learns, and the exported graph is what was trained."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,3 +203,35 @@ def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
     )
     with pytest.raises(LookalikeError, match=f"{said}.*last checkpoint is of step 10"):
         training.run()
+
+
+_WITH_LITTLE_ROOM = """
+import resource, sys
+from lookalike.config import Train
+from lookalike.model import fit, progress
+from lookalike.model.checkpoints import Checkpoints
+from lookalike.model.ranks import Ranks
+from lookalike.model.snapshot import Snapshot
+
+class Watcher(progress.Watcher):
+    def step(self, done, total):
+        if done == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+train = Train.model_validate_json(sys.argv[2])
+fit.fit(Snapshot.open(sys.argv[1]), train, 1, Ranks(), Watcher(), Checkpoints(sys.argv[3]))
+"""
+
+
+def test_a_full_temporary_folder_is_told_with_the_checkpoint_before(
+    make_snapshot: Callable[..., str], tmp_path: Path
+) -> None:
+    snapshot = make_snapshot([40] * 5, BatchShape(5, 4), blocks=4)
+    train = small(checkpoint_steps=2, threads=1).model_dump_json()
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_LITTLE_ROOM, snapshot, train, str(tmp_path / "kept")],
+        stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    said = done.stderr.splitlines()[-1]
+    assert "LookalikeError: the checkpoint at step 4 could not be written to" in said
+    assert "TMPDIR. The last checkpoint is of step 2" in said

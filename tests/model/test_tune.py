@@ -2,16 +2,20 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from hyperopt.pyll.stochastic import sample
 
 from lookalike.config import Budget, Train, Tune, with_values
 from lookalike.errors import ConfigError, LookalikeError
 from lookalike.model import tune
 from lookalike.model.tune import Trial, Work
 from lookalike.planning import BatchShape
+from lookalike.space import Integers
 
 SMALL = Train.model_validate(
     {
@@ -49,6 +53,14 @@ EVERY_WORD = {
         ]
     },
 }
+
+
+def test_whole_numbers_are_as_likely_at_the_ends_as_between() -> None:
+    random = np.random.default_rng(0)
+    part = tune._expression("x", Integers(4, 8))
+    drawn = Counter(sample(part, rng=random) for _ in range(4000))
+    assert sorted(drawn) == [4, 5, 6, 7, 8]
+    assert all(700 < count < 900 for count in drawn.values())
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "anneal"])

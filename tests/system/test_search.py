@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pyspark.sql import SparkSession
 from support import mlflow_server
 
 from lookalike import config
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, DataError
 from lookalike.planning import BatchShape
 from lookalike.steps import train, tune
 from lookalike.steps.context import Context
@@ -44,6 +45,7 @@ def recipe(
         "seed": 3,
         "warehouse": {"tables": str(tmp_path / "tables"), "files": str(tmp_path / "files")},
         "data": {"source": "folder", "root": "nowhere"},
+        "images": {"size": 16, "channels": 1},
         "mlflow": {"tracking_uri": server},
         "tune": {
             "trials": 2,
@@ -132,6 +134,15 @@ def test_a_lost_worker_is_a_failed_trial_and_the_search_is_logged_and_extended(
     (parent,), within = runs_of(context)
     assert sorted(int(r.data.tags["trial"]) for r in within[parent.info.run_id]) == list(range(8))
 
+    # Killed when one trial more had ended, the same words go on to as many as they meant.
+    context = recipe(*settings)
+    search = tune._found(
+        context, tune.inputs_of(context, context.ledger.need("snapshot").outputs["uri"]), False
+    )
+    assert search is not None
+    search.keep(replace(search.trials()[0], number=8))
+    assert tune.run(context, more=2).trials == 10
+
 
 def test_another_search_is_refused_with_the_difference_or_begun_anew(
     recipe: Callable[..., Context],
@@ -177,6 +188,17 @@ def test_training_takes_the_best_values_and_says_whose_they_are(
     del values["loss"]
     assert {key: used[key] for key in values} == {k: str(v) for k, v in values.items()}
     made_from = json.loads((Path(trained.uri) / "manifest.json").read_text())["meta"]
+    # What trials do not take from the recipe makes no other search; what they do, does.
+    uri = context.ledger.need("snapshot").outputs["uri"]
+    same = recipe(space, "tune.name=every-word", "train.epochs=7", "train.threads=1")
+    assert train._searched(same, uri) is not None
+    other = recipe(space, "tune.name=every-word", "train.ema=0.5")
+    with pytest.raises(
+        DataError, match=r"the newest is of others: train\.ema was 0\.0, and is 0\.5"
+    ):
+        train.run(other)
+    with pytest.raises(DataError, match=r"snapshot has size = 16, not 32 and group_by = None, not"):
+        train.run(recipe("images.size=32", "train.group_by=kind"))
     assert made_from["made_from"]["search"] == {
         "name": "every-word",
         "trial": found.best,

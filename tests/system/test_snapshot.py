@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lookalike import planning
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, DataError
 from lookalike.images import Preprocessing, content_hash, decode, encode_png
 from lookalike.lake import snapshot
 from lookalike.lake.tables import Tables
@@ -88,3 +88,16 @@ def test_files_and_groups(filled, tmp_path) -> None:
 
     with pytest.raises(ConfigError, match=r"train.group_by = 'kin' .*Allowed: colour, kind"):
         snapshot.write(tables, versions, recipe(group_by="kin"), str(tmp_path))
+
+
+def test_validation_of_classes_that_are_not_trained_on_is_none(filled, tmp_path) -> None:
+    tables, versions, files = filled
+    rows = [(i, "train" if i < "d" else "validation", "") for i in files]  # boots, coats; the rest
+    tables.replace(
+        "splits",
+        tables.spark.createDataFrame(rows, "item_id string, split string, decided_by string"),
+    )
+    versions = versions | {"splits": tables.version("splits")}
+    made = snapshot.Recipe(Preprocessing(16, 1), BatchShape(2, 4), 100, 7)
+    with pytest.raises(DataError, match="has 0 labelled items of 0 classes that are trained on"):
+        snapshot.write(tables, versions, made, str(tmp_path))

@@ -14,13 +14,12 @@ from lookalike.index.plan import Plan
 from lookalike.index.rows import Rows
 from lookalike.index.vectors import (
     IN_ORDER,
-    PAIRWISE,
     PASSED,
     VECTORS_FILE,
     Found,
     Vectors,
     Within,
-    apart_from,
+    by_differences,
     nearest_of,
     ranged,
 )
@@ -63,9 +62,9 @@ class Flat(Vectors):
 
     def search(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:  # noqa: ARG002
         chosen = rows.parameters(faiss.SearchParameters)
-        values, found = self.index.search(queries, k, params=chosen)
-        if self.metric == "l2" and len(queries) > PAIRWISE:
-            return nearest_of(apart_from(self, queries, found), found, k)
+        values, found = by_differences(
+            lambda few: self.index.search(few, k, params=chosen), queries, self.metric
+        )
         return distances(values, self.metric), found
 
     def work(self, k: int, rows: Rows, effort: int) -> float:  # noqa: ARG002

@@ -8,6 +8,7 @@ comparing with every row that may be found takes less than that, this is done.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import ceil
 from typing import Final
 
@@ -23,7 +24,7 @@ from lookalike.index.vectors import (
     Found,
     Vectors,
     Within,
-    apart_from,
+    by_differences,
     nearest_of,
 )
 
@@ -89,16 +90,21 @@ def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
     found = np.empty((len(queries), 0), np.int64)
     code = code_of(vectors.metric)
     for numbers, some in _chunks(vectors, rows):
-        values, places = faiss.knn(queries, some, min(k, len(some)), metric=code)
+        values, places = by_differences(
+            partial(_compared, some=some, k=min(k, len(some)), code=code), queries, vectors.metric
+        )
         near = np.concatenate([near, distances(values, vectors.metric)], axis=1)
         found = np.concatenate([found, numbers[places]], axis=1)
         if near.shape[1] > k:
             near, found = nearest_of(near, found, k)
-    if vectors.metric == "l2":
-        near = apart_from(vectors, queries, found)
     if (near[:, 1:] <= near[:, :-1]).any():  # equal ones come by row
         near, found = nearest_of(near, found, k)
     return near, found
+
+
+def _compared(queries: np.ndarray, some: np.ndarray, k: int, code: int) -> Found:
+    found: Found = faiss.knn(queries, some, k, metric=code)
+    return found
 
 
 def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> Within:

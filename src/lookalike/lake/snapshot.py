@@ -29,7 +29,7 @@ from lookalike import artifacts, planning
 from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
 from lookalike.errors import ConfigError, DataError
 from lookalike.images import Preprocessing, decode
-from lookalike.lake.session import translated
+from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.tables import Tables
 from lookalike.planning import BatchShape
 
@@ -107,16 +107,16 @@ def write(
     classes = sorted(counts[TRAIN])
     sizes = np.array([counts[TRAIN][label] for label in classes], dtype=np.int64)
     planning.check_classes(sizes, recipe.batch)
-    if len(counts[VALIDATION]) < 2 or max(counts[VALIDATION].values()) < 2:
+    known = {label: n for label, n in counts[VALIDATION].items() if label in counts[TRAIN]}
+    if len(known) < 2 or max(known.values()) < 2:
         raise DataError(
-            f"the validation split has {sum(counts[VALIDATION].values())} labelled items of "
-            f"{len(counts[VALIDATION])} classes",
+            f"the validation split has {sum(known.values())} labelled items of {len(known)} "
+            "classes that are trained on",
             allowed="two classes or more, and two items of one of them",
             remedy="Raise data.validation_share in a new warehouse (an item never changes its "
             "split), or add images",
         )
-    known = sum(n for label, n in counts[VALIDATION].items() if label in counts[TRAIN])
-    validated = min(known, recipe.validation_items)
+    validated = min(sum(known.values()), recipe.validation_items)
     trained = int(sizes.sum())
     per_item = Sizes(recipe.preprocessing.item_bytes, _mean_bytes(tables))
     on_sizes(Sizes(*((trained + validated) * size for size in astuple(per_item))))
@@ -254,7 +254,8 @@ def _write_blocks(
         .sortWithinPartitions("split", "block", "class_id", "position")
         .mapInArrow(lambda batches: _blocks(batches, preprocessing, uri), _WRITTEN)
     )
-    with translated():
+    # Photos are large, and a worker gets them by batches.
+    with translated(), configured(tables.spark, {ARROW_ROWS: "64"}):
         rows = [row.asDict() for row in written.collect()]
     return sorted(rows, key=itemgetter("split", "block"))
 

@@ -313,8 +313,16 @@ class _Training:
             return
         self._check_weights()
         with artifacts.workbench() as folder:
-            self.state.write(str(folder / _VARIABLES))
-            np.savez(folder / _BEST, *self.best)
+            try:
+                self.state.write(str(folder / _VARIABLES))
+                np.savez(folder / _BEST, *self.best)
+            except (OSError, tf.errors.OpError) as error:
+                raise LookalikeError(
+                    f"the checkpoint at step {self._done:,} could not be written to {folder} "
+                    f"({str(error).strip().splitlines()[0][:200]})",
+                    remedy="Make room there, or name another folder in TMPDIR. "
+                    + self._kept_so_far(),
+                ) from error
             self.keeper.save(folder, self._done, asdict(self.place))
 
     def _resume(self) -> None:

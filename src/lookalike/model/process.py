@@ -29,17 +29,31 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
             remedy="Set spark.task.resource.gpu.amount to 1, so that each trial has a GPU of its "
             "own, or tune.parallelism to the number of machines",
         )
+    if gpus and ranks.local_size > len(gpus) and not ranks.devices:
+        raise ConfigError(
+            f"{ranks.local_size} ranks are on a machine of {len(gpus)} GPUs",
+            allowed="a GPU for each rank",
+            remedy="Set train.ranks to the number of GPUs, or spark.task.resource.gpu.amount to 1, "
+            "so that Spark starts no more tasks on a machine than it has",
+        )
     sharing = max(sharing, ranks.local_size)
-    threads = train.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
+    threads = train.threads or max(1, _cores() // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if gpus:
         assigned = ranks.devices
         number = int(assigned[0]) if assigned else ranks.local_rank
-        own = gpus[number % len(gpus)]
+        own = gpus[number]
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
     set_arithmetic(train)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS tells no more
 
 
 def set_arithmetic(train: Train) -> None:

@@ -27,6 +27,7 @@ from lookalike.space import Choice, Integers, LogUniform, Normal, Part, Uniform
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+_HALF = 0.4999999
 PRELOADED = ("lookalike.model.fit",)
 """What a trial's Python worker has imported before it is forked."""
 
@@ -224,7 +225,8 @@ def _expression(label: str, part: Part) -> Any:
         case Uniform(low, high):
             found = hp.uniform(label, low, high)
         case Integers(low, high):
-            found = hp.uniformint(label, low, high)
+            # It rounds: without these halves the ends would come half as often as the others.
+            found = hp.uniformint(label, low - _HALF, high + _HALF)
         case Normal(mean, deviation):
             found = hp.normal(label, mean, deviation)
         case Choice(options):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from lookalike import artifacts, retention
-from lookalike.config import Config
+from lookalike.config import Config, Train
 from lookalike.errors import ConfigError
 from lookalike.tracking import Tracking
 
@@ -134,6 +134,15 @@ class Context:
             ) from error
         # Spark's workers have working folders of their own.
         return str(folder)
+
+    @property
+    def train(self) -> Train:
+        """The recipe's training, as its processes take it."""
+        found = self.config.train
+        if found.init_from is None or (local := artifacts.local_path(found.init_from)) is None:
+            return found
+        # As for `files`: to a worker a relative path would be another.
+        return found.model_copy(update={"init_from": str(local)})
 
     @property
     def encoders(self) -> str:

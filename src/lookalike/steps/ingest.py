@@ -15,6 +15,7 @@ from lookalike.steps.context import Context, Result
 
 if TYPE_CHECKING:
     from lookalike.lake.ingest import Loaded
+    from lookalike.lake.ledger import Commit
     from lookalike.lake.sources import Source
 
 STEP = "ingest"
@@ -74,7 +75,7 @@ def run(context: Context, prune: bool = False) -> Ingested:
     config, tables, ledger = context.config, context.tables, context.ledger
     source = open_source(context.spark, config.data)
     last = ledger.last(STEP)
-    known = last.inputs.get("sources", {}) if last else {}
+    known = _sources(last)
     told = _told(source, known)
     inputs = _versions(context) | {"sources": known | told}
     if last and not prune and _states(told) and last.inputs == inputs:
@@ -82,7 +83,8 @@ def run(context: Context, prune: bool = False) -> Ingested:
     loaded = ingest.load(tables, source, ingest.Rules.of(config.data), prune)
     _check(loaded)
     versions = _versions(context)
-    inputs = versions | {"sources": known | told}
+    # Other sources may have been loaded meanwhile.
+    inputs = versions | {"sources": _sources(ledger.last(STEP)) | told}
     if loaded.changed == 0 and loaded.pruned == 0 and (same := ledger.find(STEP, inputs)):
         return Ingested(**same.outputs | {"unchanged": True})
     result = Ingested(
@@ -133,6 +135,11 @@ def _preflight_idx(config: Config, data: IdxData) -> None:
 def _versions(context: Context) -> dict[str, Any]:
     tables = context.tables
     return {f"{name}_version": tables.version(name) for name in ("items", "rejects")}
+
+
+def _sources(last: Commit | None) -> dict[str, Any]:
+    """What the last load knew of each source."""
+    return dict(last.inputs.get("sources", {})) if last else {}
 
 
 def _told(source: Source, known: dict[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,15 @@ and what is fitted is the probability that two items share a label at a distance
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
 
-from lookalike import artifacts, encoder
+from lookalike import artifacts, encoder, retention
 from lookalike.columns import VALIDATION
-from lookalike.config import VectorsData, with_values
+from lookalike.config import Config, VectorsData, with_values
 from lookalike.encoder import Specification
 from lookalike.errors import DataError
 from lookalike.metrics import Calibration, calibrate, has_pairs, held_out_reliability
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lookalike.model.snapshot import Snapshot
 
 STEP = "train"
+_TRAINING = "training"
+"""The tag of a run that tells what is trained: a training that was killed has one more."""
 
 
 class TrainedEncoder(Result):
@@ -84,8 +87,9 @@ def run(context: Context) -> TrainedEncoder:
 
     config, ledger = context.config, context.ledger
     snapshot = ledger.need("snapshot").outputs
+    _check(artifacts.open_artifact(snapshot["uri"], retention.SNAPSHOT).meta["recipe"], config)
     searched = _searched(context, snapshot["uri"])
-    train = with_values(config.train, {} if searched is None else searched["values"])
+    train = with_values(context.train, {} if searched is None else searched["values"])
     inputs = {
         "snapshot": snapshot["uri"],
         "train": train.mathematics(),
@@ -95,8 +99,11 @@ def run(context: Context) -> TrainedEncoder:
         return TrainedEncoder(**last.outputs | {"unchanged": True})
     launch.prepare()
     context.spark  # noqa: B018  whose tasks the ranks are
-    checkpoints = artifacts.join(context.checkpoints, artifacts.fingerprint(inputs)[:32])
+    name = artifacts.fingerprint(inputs)[:32]
+    checkpoints = artifacts.join(context.checkpoints, name)
+    context.tracking.abandon(_TRAINING, name)
     with context.tracking.run("model") as run:
+        run.tags({_TRAINING: name})
         run.params({"train": train.model_dump(), "seed": config.seed})
         search = None if searched is None else _origin(config.tune.name, searched)
         made_from = {
@@ -149,6 +156,19 @@ def run(context: Context) -> TrainedEncoder:
     with suppress(OSError):  # what is committed stays so; `clean` removes what is left
         Checkpoints(checkpoints).remove()
     return result
+
+
+def _check(recipe: dict[str, Any], config: Config) -> None:
+    """Refuse a snapshot of other images, or with classes in other groups, than the recipe's."""
+    wanted = asdict(config.images.preprocessing) | {"group_by": config.train.group_by}
+    found = recipe["preprocessing"] | {"group_by": recipe.get("group_by")}
+    if others := [
+        f"{k} = {found[k]!r}, not {wanted[k]!r}" for k in wanted if found[k] != wanted[k]
+    ]:
+        raise DataError(
+            f"the newest snapshot has {' and '.join(others)}",
+            remedy="Run `lookalike snapshot` first, with this recipe",
+        )
 
 
 def _log_epoch(run: Run, values: dict[str, float]) -> None:
@@ -281,9 +301,11 @@ def _searched(context: Context, snapshot: str) -> dict[str, Any] | None:
         return None
     if found := context.ledger.find(tune.STEP, tune.inputs_of(context, snapshot)):
         return found.outputs
+    others = tune.differences(context, tune.inputs_of(context, snapshot))
     raise DataError(
         f"tune.trials = {context.config.tune.trials}, but no search {context.config.tune.name!r} "
-        f"of this recipe was made on the snapshot {snapshot}",
+        f"of this recipe was made on the snapshot {snapshot}"
+        + ("" if others is None else f"; the newest is of others: {others}"),
         remedy="Run `lookalike tune` first, or --set tune.trials=0 to train with the values given",
     )
 

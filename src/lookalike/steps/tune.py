@@ -83,8 +83,10 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     inputs = inputs_of(context, snapshot)
     found = _found(context, inputs, fresh)
     kept = [] if found is None else found.trials()
-    wanted = max(config.tune.trials, len(kept)) + more if more else config.tune.trials
     last = context.ledger.find(STEP, inputs)
+    wanted = config.tune.trials
+    if more:  # beyond what was finished: trials of a search that was killed are some of them
+        wanted = max(wanted, 0 if last is None else last.outputs["trials"]) + more
     if last is not None and len(kept) >= wanted and last.outputs["trials"] == len(kept):
         return Tuned(**last.outputs | {"unchanged": True})
     again = None
@@ -97,7 +99,7 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
             parent.abandon_within()
             context.say(f"Going on with the search {config.tune.name}: {len(kept)} trials are done")
         work = tune.Work(
-            snapshot, config.train.model_copy(update={"ranks": 1}), config.tune, config.seed
+            snapshot, context.train.model_copy(update={"ranks": 1}), config.tune, config.seed
         )
         with (
             _logged(parent, kept, config.tune.objective) as log,
@@ -128,11 +130,15 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
 
 
 def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
-    """What a search is made from: equal inputs, the same search, however many trials it has."""
+    """What a search is made from: equal inputs, the same search, however many trials it has.
+
+    Of training it is what trials take from it: a trial is one process, of its own budget.
+    """
     config = context.config
+    alone = {"ranks": 1, "threads": None, "epochs": 1, "patience": None}
     return {
         "snapshot": snapshot,
-        "train": config.train.model_copy(update={"ranks": 1}).mathematics(),
+        "train": context.train.model_copy(update=alone).mathematics(),
         "tune": config.tune.model_dump(mode="json", exclude={"trials", "parallelism"}),
         "seed": config.seed,
     }
@@ -177,18 +183,13 @@ def _begun(
 
 def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | None:
     """The newest search of this name and these inputs."""
-    name = context.config.tune.name
-    kept = artifacts.survey(artifacts.join(context.searches, name), SEARCH)
-    searches = [_Search(**manifest.meta) for _, manifest in kept if manifest is not None]
-    for search in reversed(searches):  # by name, which is by time
+    name, searches = context.config.tune.name, _searches(context)
+    for search in reversed(searches):
         if search.inputs == inputs:
             return search
     if not searches:
         return None
-    newest = searches[-1]
-    others = list(_differences(newest.inputs, inputs))
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    difference = "; ".join(others[:_SHOWN]) + more
+    newest, difference = searches[-1], differences(context, inputs)
     if not fresh:
         raise ConfigError(
             f"the search {name!r} was made with others: {difference}",
@@ -198,6 +199,22 @@ def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | N
     with suppress(MlflowException, OSError):  # nobody goes on with it
         Run(context.tracking, newest.run_id).abandon()
     return None
+
+
+def _searches(context: Context) -> list[_Search]:
+    """All of this name, by time."""
+    kept = artifacts.survey(artifacts.join(context.searches, context.config.tune.name), SEARCH)
+    return [_Search(**manifest.meta) for _, manifest in kept if manifest is not None]
+
+
+def differences(context: Context, inputs: dict[str, Any]) -> str | None:
+    """In what the newest search of the recipe's name is another than of these inputs; None where
+    there is none."""
+    if not (searches := _searches(context)):
+        return None
+    others = list(_differences(searches[-1].inputs, inputs))
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return "; ".join(others[:_SHOWN]) + more
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
