@@ -1,3 +1,4 @@
+import importlib
 import re
 from pathlib import Path
 
@@ -120,3 +121,19 @@ def test_what_may_hold_secrets_is_not_echoed() -> None:
 def test_sparks_own_keys_can_be_set_one_by_one() -> None:
     loaded = config.load(DEMO, ["spark.conf.spark.hadoop.fs.s3a.endpoint=there"])
     assert loaded.spark.conf == {"spark.hadoop.fs.s3a.endpoint": "there"}
+
+
+def test_another_network_behind_the_same_name_is_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "my_network.py"
+    train = config.load(DEMO, ("train.network=my_network:body",)).train
+    assert "network_source" not in train.mathematics()  # it may be the workers' alone
+    hashes = []
+    for words in ("first", "second"):
+        file.write_text(f"# {words}")
+        importlib.invalidate_caches()
+        hashes.append(train.mathematics()["network_source"])
+    assert hashes[0] != hashes[1]
+    assert "network_source" not in train.model_copy(update={"network": "simple_cnn"}).mathematics()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -96,9 +99,23 @@ class Train(Model):
         return BatchShape(self.classes_per_batch, self.images_per_class)
 
     def mathematics(self) -> dict[str, Any]:
-        """What decides the encoder: without how it is kept safe meanwhile."""
+        """What decides the encoder: without how it is kept safe meanwhile, and with a hash of the
+        file that a network of the user's own is in, where it is to be found here."""
         safety = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
-        return self.model_dump(mode="json", exclude=safety)
+        source = _source(self.network)
+        own = {} if source is None else {"network_source": source}
+        return self.model_dump(mode="json", exclude=safety) | own
+
+
+def _source(network: str) -> str | None:
+    module, _, function = network.partition(":")
+    try:
+        found = find_spec(module) if function else None
+    except (ImportError, ValueError):
+        return None
+    if found is None or found.origin is None or not (file := Path(found.origin)).is_file():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def with_values(train: Train, values: dict[str, Any]) -> Train:

@@ -271,7 +271,7 @@ class _Training:
             if not np.isfinite(variable.numpy()).all():
                 raise LookalikeError(
                     f"the weights {variable.name} became NaN or infinite before step "
-                    f"{self._done:,} of {self.steps:,}",
+                    f"{self._done:,} of {self.steps:,} on rank {self.ranks.rank}",
                     remedy=_CALMER + self._kept_so_far(),
                 )
 

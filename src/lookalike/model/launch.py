@@ -191,6 +191,8 @@ def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
 
     ranks = Ranks.all()
     first = ranks.rank == 0
+    # Horovod puts the number of Spark's task before each line, which may be another.
+    print(f"This is rank {ranks.rank} of {ranks.size}.", flush=True)
     with Line(driver, ranks.rank) as line:
 
         class Watcher(progress.Watcher):
