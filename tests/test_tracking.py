@@ -68,6 +68,17 @@ def test_a_run_that_was_killed_is_gone_on_with_or_abandoned(tmp_path: Path) -> N
     assert statuses(alone) == ["KILLED"]
 
 
+def test_what_a_killed_process_left_open_is_found_by_its_tag(tmp_path: Path) -> None:
+    tracking = Tracking.of(str(tmp_path), "x", None)
+    runs = [tracking.start(f"run {i}") for i in range(3)]
+    for run, value in zip(runs, ("mine", "mine", "another's"), strict=True):
+        run.tags({"training": value})
+    runs[1].end(RunStatus.FINISHED)
+    tracking.abandon("training", "mine")
+    found = [tracking.client.get_run(run.run_id).info.status for run in runs]
+    assert found == ["KILLED", "FINISHED", "RUNNING"]
+
+
 def test_mlflow_logs_elsewhere_again_afterwards(tmp_path: Path) -> None:
     first, second = (Tracking.of(str(tmp_path / name), name, None) for name in "ab")
     with first.connected():
