@@ -31,7 +31,7 @@ from lookalike.config.sources import (
     TextData,
     VectorsData,
 )
-from lookalike.config.training import Augment, Train, with_values
+from lookalike.config.training import Augment, Train, network_source, with_values
 
 __all__ = [
     "Augment",
@@ -66,5 +66,6 @@ __all__ = [
     "VectorsData",
     "Warehouse",
     "load",
+    "network_source",
     "with_values",
 ]

@@ -35,6 +35,7 @@ _NOT_SEARCHED = (
     "ranks",
     "threads",
     "epochs",
+    "init_from",
     "group_by",
     "deterministic",
     "validation_items",

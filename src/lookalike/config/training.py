@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,20 +102,24 @@ class Train(Model):
         """What decides the encoder: without how it is kept safe meanwhile, and with a hash of the
         file that a network of the user's own is in, where it is to be found here."""
         safety = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
-        source = _source(self.network)
+        source = network_source(self.network)
         own = {} if source is None else {"network_source": source}
         return self.model_dump(mode="json", exclude=safety) | own
 
 
-def _source(network: str) -> str | None:
+def network_source(network: str) -> str | None:
+    """A hash of the file that a network of the user's own is in; None for others, and where there
+    is no such file here. Nothing is imported."""
     module, _, function = network.partition(":")
-    try:
-        found = find_spec(module) if function else None
-    except (ImportError, ValueError):
+    parts, path, file = module.split("."), None, None
+    for depth in range(1, len(parts) + 1):
+        found = PathFinder.find_spec(".".join(parts[:depth]), path) if function else None
+        if found is None:
+            return None
+        path, file = found.submodule_search_locations, found.origin
+    if file is None or not Path(file).is_file():
         return None
-    if found is None or found.origin is None or not (file := Path(found.origin)).is_file():
-        return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def with_values(train: Train, values: dict[str, Any]) -> Train:

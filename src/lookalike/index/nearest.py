@@ -90,9 +90,8 @@ def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
     found = np.empty((len(queries), 0), np.int64)
     code = code_of(vectors.metric)
     for numbers, some in _chunks(vectors, rows):
-        values, places = by_differences(
-            partial(_compared, some=some, k=min(k, len(some)), code=code), queries, vectors.metric
-        )
+        search = partial(faiss.knn, xb=some, k=min(k, len(some)), metric=code)
+        values, places = by_differences(search, queries, vectors.metric)
         near = np.concatenate([near, distances(values, vectors.metric)], axis=1)
         found = np.concatenate([found, numbers[places]], axis=1)
         if near.shape[1] > k:
@@ -100,11 +99,6 @@ def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
     if (near[:, 1:] <= near[:, :-1]).any():  # equal ones come by row
         near, found = nearest_of(near, found, k)
     return near, found
-
-
-def _compared(queries: np.ndarray, some: np.ndarray, k: int, code: int) -> Found:
-    found: Found = faiss.knn(queries, some, k, metric=code)
-    return found
 
 
 def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> Within:

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,6 +27,7 @@ from lookalike.index.metric import ROUNDING, Metric, apart, code_of
 from lookalike.index.plan import KINDS, Kind, Plan
 from lookalike.index.rows import Rows
 from lookalike.index.spool import Spool, using
+from lookalike.index.vectors import by_differences
 
 PLAN_FILE: Final = "plan.json"
 _FEW: Final = 4096
@@ -335,7 +337,9 @@ class _Test:
             end = min(begin + 2**16, known)
             some = spool.rows(slice(begin, end))[alive[begin:end]]
             if len(some):
-                _, rows = faiss.knn(queries, some, min(wishes.k, len(some)), code_of(metric))
+                k, code = min(wishes.k, len(some)), code_of(metric)
+                search = partial(faiss.knn, xb=some, k=k, metric=code)
+                _, rows = by_differences(search, queries, metric)
                 near = np.concatenate([near, apart(queries, some[rows], metric)], axis=1)
         near.sort(axis=1)
         test.kth = near[:, : wishes.k][:, -1:]

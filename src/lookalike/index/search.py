@@ -157,7 +157,7 @@ class Index:
             where: as `search`.
 
         Raises:
-            DataError: as `search`, or a radius that is no number.
+            DataError: as `search`, or a radius that is no number, or below 0 by cosine or l2.
             ConfigError: an index that keeps codes alone.
         """
         if not np.isfinite(radius) or (radius < 0 and self.metric != "dot"):

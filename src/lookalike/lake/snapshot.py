@@ -169,8 +169,9 @@ def _mean_bytes(tables: Tables, keys: DataFrame | None) -> int:
 
     Args:
         tables: the warehouse's.
-        keys: of the images to measure, for blocks must be alike whatever else is loaded by now;
-            None: about those of all, from what is known of the table without reading it.
+        keys: of the images to measure, for blocks must be alike whatever else is loaded by now:
+            their files are read once more than they are written; None: about those of all, from
+            what is known of the table without reading it.
     """
     if keys is not None:
         sizes = tables.read("contents").select("sha256", F.length("bytes").alias("size"))

@@ -29,13 +29,6 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
             remedy="Set spark.task.resource.gpu.amount to 1, so that each trial has a GPU of its "
             "own, or tune.parallelism to the number of machines",
         )
-    if gpus and ranks.local_size > len(gpus) and not ranks.devices:
-        raise ConfigError(
-            f"{ranks.local_size} ranks are on a machine of {len(gpus)} GPUs",
-            allowed="a GPU for each rank",
-            remedy="Set train.ranks to the number of GPUs, or spark.task.resource.gpu.amount to 1, "
-            "so that Spark starts no more tasks on a machine than it has",
-        )
     sharing = max(sharing, ranks.local_size)
     threads = train.threads or max(1, _cores() // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -43,7 +36,7 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
     if gpus:
         assigned = ranks.devices
         number = int(assigned[0]) if assigned else ranks.local_rank
-        own = gpus[number]
+        own = gpus[number % len(gpus)]  # ranks that outnumber them share
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
     set_arithmetic(train)

@@ -7,15 +7,14 @@ and what is fitted is the probability that two items share a label at a distance
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
 
-from lookalike import artifacts, encoder, retention
+from lookalike import artifacts, encoder
 from lookalike.columns import VALIDATION
-from lookalike.config import Config, VectorsData, with_values
+from lookalike.config import VectorsData, with_values
 from lookalike.encoder import Specification
 from lookalike.errors import DataError
 from lookalike.metrics import Calibration, calibrate, has_pairs, held_out_reliability
@@ -86,8 +85,7 @@ def run(context: Context) -> TrainedEncoder:
     from lookalike.model.snapshot import Snapshot
 
     config, ledger = context.config, context.ledger
-    snapshot = ledger.need("snapshot").outputs
-    _check(artifacts.open_artifact(snapshot["uri"], retention.SNAPSHOT).meta["recipe"], config)
+    snapshot = tune.fitting_snapshot(context)
     searched = _searched(context, snapshot["uri"])
     train = with_values(context.train, {} if searched is None else searched["values"])
     inputs = {
@@ -156,19 +154,6 @@ def run(context: Context) -> TrainedEncoder:
     with suppress(OSError):  # what is committed stays so; `clean` removes what is left
         Checkpoints(checkpoints).remove()
     return result
-
-
-def _check(recipe: dict[str, Any], config: Config) -> None:
-    """Refuse a snapshot of other images, or with classes in other groups, than the recipe's."""
-    wanted = asdict(config.images.preprocessing) | {"group_by": config.train.group_by}
-    found = recipe["preprocessing"] | {"group_by": recipe.get("group_by")}
-    if others := [
-        f"{k} = {found[k]!r}, not {wanted[k]!r}" for k in wanted if found[k] != wanted[k]
-    ]:
-        raise DataError(
-            f"the newest snapshot has {' and '.join(others)}",
-            remedy="Run `lookalike snapshot` first, with this recipe",
-        )
 
 
 def _log_epoch(run: Run, values: dict[str, float]) -> None:
@@ -305,7 +290,7 @@ def _searched(context: Context, snapshot: str) -> dict[str, Any] | None:
     raise DataError(
         f"tune.trials = {context.config.tune.trials}, but no search {context.config.tune.name!r} "
         f"of this recipe was made on the snapshot {snapshot}"
-        + ("" if others is None else f"; the newest is of others: {others}"),
+        + (f"; the newest is of others: {others}" if others else ""),
         remedy="Run `lookalike tune` first, or --set tune.trials=0 to train with the values given",
     )
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
-from lookalike import artifacts, space
-from lookalike.config import VectorsData
-from lookalike.errors import ConfigError
+from lookalike import artifacts, retention, space
+from lookalike.config import VectorsData, network_source
+from lookalike.errors import ConfigError, DataError
+from lookalike.space import samples
 from lookalike.steps import search_pictures
 from lookalike.steps.context import Context, Result, Skipped
 from lookalike.steps.trials import Tried
@@ -32,6 +33,8 @@ SEARCH, TRIAL = "search", "trial"
 _NUMBER = "trial"
 """The tag of a trial's run that holds its number."""
 _SHOWN = 5
+_ALONE = {"ranks": 1, "threads": None, "epochs": 1}
+"""What trials do not take from the recipe's training."""
 
 
 class Tuned(Result):
@@ -61,7 +64,7 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
 
     Args:
         context: the recipe.
-        more: trials beyond those of the recipe, or beyond those that there are.
+        more: trials beyond those of the recipe, or beyond those of a search that was finished.
         fresh: whether to begin anew where recipe or snapshot are not those of the search.
 
     Raises:
@@ -79,14 +82,14 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     from lookalike.lake.session import preloaded
     from lookalike.model import tune
 
-    snapshot = context.ledger.need("snapshot").outputs["uri"]
+    snapshot = fitting_snapshot(context)["uri"]
     inputs = inputs_of(context, snapshot)
     found = _found(context, inputs, fresh)
     kept = [] if found is None else found.trials()
     last = context.ledger.find(STEP, inputs)
     wanted = config.tune.trials
     if more:  # beyond what was finished: trials of a search that was killed are some of them
-        wanted = max(wanted, 0 if last is None else last.outputs["trials"]) + more
+        wanted = max(wanted, len(kept) if last is None else last.outputs["trials"]) + more
     if last is not None and len(kept) >= wanted and last.outputs["trials"] == len(kept):
         return Tuned(**last.outputs | {"unchanged": True})
     again = None
@@ -135,13 +138,38 @@ def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
     Of training it is what trials take from it: a trial is one process, of its own budget.
     """
     config = context.config
-    alone = {"ranks": 1, "threads": None, "epochs": 1, "patience": None}
+    alone = context.train.model_copy(update=_ALONE)
+    tried = {
+        str(name): network_source(str(name)) for name in samples(config.tune.parts.get("network"))
+    }
+    sources = {name: source for name, source in tried.items() if source is not None}
     return {
         "snapshot": snapshot,
-        "train": context.train.model_copy(update=alone).mathematics(),
+        "train": alone.mathematics(),
         "tune": config.tune.model_dump(mode="json", exclude={"trials", "parallelism"}),
         "seed": config.seed,
+        **({"network_sources": sources} if sources else {}),
     }
+
+
+def fitting_snapshot(context: Context) -> dict[str, Any]:
+    """Outputs of the newest snapshot.
+
+    Raises:
+        DataError: there is none, or it is of other images, or has its classes in other groups,
+            than the recipe says.
+    """
+    config = context.config
+    found: dict[str, Any] = context.ledger.need("snapshot").outputs
+    recipe = artifacts.open_artifact(found["uri"], retention.SNAPSHOT).meta["recipe"]
+    has = recipe["preprocessing"] | {"group_by": recipe.get("group_by")}
+    wanted = asdict(config.images.preprocessing) | {"group_by": config.train.group_by}
+    if others := [f"{k} = {has[k]!r}, not {wanted[k]!r}" for k in wanted if has[k] != wanted[k]]:
+        raise DataError(
+            f"the newest snapshot has {' and '.join(others)}",
+            remedy="Run `lookalike snapshot` first, with this recipe",
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -204,7 +232,10 @@ def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | N
 def _searches(context: Context) -> list[_Search]:
     """All of this name, by time."""
     kept = artifacts.survey(artifacts.join(context.searches, context.config.tune.name), SEARCH)
-    return [_Search(**manifest.meta) for _, manifest in kept if manifest is not None]
+    found = [_Search(**manifest.meta) for _, manifest in kept if manifest is not None]
+    for search in found:  # earlier ones say also what trials do not take
+        search.inputs["train"] |= _ALONE
+    return found
 
 
 def differences(context: Context, inputs: dict[str, Any]) -> str | None:

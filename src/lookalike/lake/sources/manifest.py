@@ -62,14 +62,14 @@ class ManifestSource(TableSource):
 
     @cached_property
     def _files(self) -> Files:
-        folder = self.data.root or self._table.name.rpartition("/")[0]
-        if not folder:
+        folder, slash, _ = self._table.name.rpartition("/")
+        if self.data.root is None and not slash:
             raise ConfigError(
                 f"the table {self.data.table} is known by its name and lies in no folder that "
                 "paths could be below",
                 remedy="Set data.root to the folder that holds them",
             )
-        return Files(self.spark, folder)
+        return Files(self.spark, self.data.root or folder or "/")
 
     def _with_files(self, rows: DataFrame) -> DataFrame:
         """With place and source_version of the files that the paths mean."""
