@@ -10,6 +10,9 @@ Images of 28 x 28, batches of 10 x 8, the network and the loss of the demo, one 
 - beside: two of `fit` at once that know nothing of one another: what two ranks could reach at most
   on this machine, whose cores share caches, memory and clock.
 
+Horovod's threads and Spark's driver want a part of a core beside the ranks: on two cores they take
+it from them.
+
 Each in processes of its own, in turns; the first epoch of each is not counted.
 """
 

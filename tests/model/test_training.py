@@ -235,3 +235,24 @@ def test_a_full_temporary_folder_is_told_with_the_checkpoint_before(
     said = done.stderr.splitlines()[-1]
     assert "LookalikeError: the checkpoint at step 4 could not be written to" in said
     assert "TMPDIR. The last checkpoint is of step 2" in said
+
+
+def test_a_training_starts_from_an_encoders_weights(
+    make_snapshot: Callable[..., str], tmp_path: Path
+) -> None:
+    from lookalike.model import export, fit
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    first = fit.fit(snapshot, small(), 1, Ranks())
+    specification = encoder.Specification(snapshot.preprocessing, "cosine", 8, Calibration(-9, 3))
+    uri = encoder.commit(
+        str(tmp_path),
+        export.to_onnx(first.network, snapshot.preprocessing),
+        specification,
+        {},
+        weights=export.weights(first.network),
+    ).uri
+    again = fit.fit(snapshot, small(init_from=uri, epochs=1), 2, Ranks())
+    assert np.abs(again.before - first.after).max() <= 1e-5
+    assert np.abs(fit.fit(snapshot, small(epochs=1), 2, Ranks()).before - first.after).max() > 0.1
