@@ -123,7 +123,10 @@ def test_a_function_by_its_import_path_is_a_network(own_networks: Any) -> None:
         ("own_networks:high", r"shape \(None, 14, 14, 8\). Allowed: \(None, 8\).*Dense"),
         ("own_networks:array", "gave a ndarray. Allowed: what layers of tf.keras"),
         ("own_networks:model", "gave a Sequential.*not a model"),
-        ("resnet", "'resnet'.*compact_resnet, .*simple_cnn, or 'package.module:function'"),
+        (
+            "resnet",
+            "'resnet'.*compact_resnet, compact_resnet_48, simple_cnn, or 'package.module:function'",
+        ),
     ],
 )
 @pytest.mark.usefixtures("own_networks")

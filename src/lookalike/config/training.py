@@ -111,9 +111,11 @@ def network_source(network: str) -> str | None:
     """A hash of the file that a network of the user's own is in; None for others, and where there
     is no such file here. Nothing is imported."""
     module, _, function = network.partition(":")
+    if not function:
+        return None
     parts, path, file = module.split("."), None, None
     for depth in range(1, len(parts) + 1):
-        found = PathFinder.find_spec(".".join(parts[:depth]), path) if function else None
+        found = PathFinder.find_spec(".".join(parts[:depth]), path)
         if found is None:
             return None
         path, file = found.submodule_search_locations, found.origin

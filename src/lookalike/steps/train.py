@@ -284,9 +284,10 @@ def _searched(context: Context, snapshot: str) -> dict[str, Any] | None:
     """What the search of the recipe's name found on the snapshot; None where it asks for none."""
     if context.config.tune.trials == 0:
         return None
-    if found := context.ledger.find(tune.STEP, tune.inputs_of(context, snapshot)):
+    inputs = tune.inputs_of(context, snapshot)
+    if found := context.ledger.find(tune.STEP, inputs):
         return found.outputs
-    others = tune.differences(context, tune.inputs_of(context, snapshot))
+    others = tune.differences(context, inputs)
     raise DataError(
         f"tune.trials = {context.config.tune.trials}, but no search {context.config.tune.name!r} "
         f"of this recipe was made on the snapshot {snapshot}"

@@ -19,7 +19,6 @@ from mlflow.exceptions import MlflowException
 from lookalike import artifacts, retention, space
 from lookalike.config import VectorsData, network_source
 from lookalike.errors import ConfigError, DataError
-from lookalike.space import samples
 from lookalike.steps import search_pictures
 from lookalike.steps.context import Context, Result, Skipped
 from lookalike.steps.trials import Tried
@@ -139,9 +138,8 @@ def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
     """
     config = context.config
     alone = context.train.model_copy(update=_ALONE)
-    tried = {
-        str(name): network_source(str(name)) for name in samples(config.tune.parts.get("network"))
-    }
+    names = space.samples(config.tune.parts.get("network", ""))
+    tried = {name: network_source(name) for name in names}
     sources = {name: source for name, source in tried.items() if source is not None}
     return {
         "snapshot": snapshot,
@@ -217,7 +215,8 @@ def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | N
             return search
     if not searches:
         return None
-    newest, difference = searches[-1], differences(context, inputs)
+    newest = searches[-1]
+    difference = _difference(newest.inputs, inputs)
     if not fresh:
         raise ConfigError(
             f"the search {name!r} was made with others: {difference}",
@@ -238,12 +237,15 @@ def _searches(context: Context) -> list[_Search]:
     return found
 
 
-def differences(context: Context, inputs: dict[str, Any]) -> str | None:
-    """In what the newest search of the recipe's name is another than of these inputs; None where
-    there is none."""
-    if not (searches := _searches(context)):
-        return None
-    others = list(_differences(searches[-1].inputs, inputs))
+def differences(context: Context, inputs: dict[str, Any]) -> str:
+    """In what the newest search of the recipe's name is another than of these inputs; empty where
+    there is none, or it is of them."""
+    searches = _searches(context)
+    return _difference(searches[-1].inputs, inputs) if searches else ""
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    others = list(_differences(before, now))
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     return "; ".join(others[:_SHOWN]) + more
 
