@@ -60,6 +60,7 @@ MADE = {"encoder": "benchmark"}
 GOALS = {
     ("build", "x"): 1.05, ("many", "x"): 1.10, ("one", "ms"): 0.10, ("where", "x"): 1.0,
     ("bytes", "x"): 1.10, ("open", "s"): 0.2, ("add", "ms"): 1.0,
+    ("change", "ms"): 1.0, ("delete", "ms"): 1.0,
 }  # fmt: skip
 """By what is measured, and its unit; the lower the better."""
 RATIOS = {
@@ -152,6 +153,7 @@ def _own(path: str, rounds: int, _: float) -> dict[str, float]:
             if kind == "ivf_flat":
                 found |= _filtered(index, vectors, queries[:200], rounds)
                 found["open, s|s"] = _opened(root, version)
+                found |= _altered(index, queries)
                 found["add, ms an item|ms"] = _added(index, queries)
             (part,) = index.meta["parts"]
             size = Path(root, "parts", part, "vectors.faiss").stat().st_size
@@ -263,6 +265,22 @@ def _added(index: Index, queries: np.ndarray) -> float:
         for n in range(500)
     ]
     return 1e3 * median(took)
+
+
+def _altered(index: Index, queries: np.ndarray) -> dict[str, float]:
+    """Items of the base, one by one, each looked for at once."""
+    changes, deletes = [], []
+    for n, query in enumerate(queries[:200, np.newaxis]):
+        item, other = [f"item {n:08d}"], [f"item {200 + n:08d}"]
+        own = index.vector(other[0])[np.newaxis]  # type: ignore[index]
+        changes.append(seconds(lambda i=item, q=query: index.change(i, q, ["a"])))  # type: ignore[misc]
+        deletes.append(seconds(lambda i=other: index.delete(i)))  # type: ignore[misc]
+        assert index.search(query, 1).ids == item
+        assert index.search(own, 1).ids != other
+    return {
+        "change, ms an item|ms": 1e3 * median(changes),
+        "delete, ms an item|ms": 1e3 * median(deletes),
+    }
 
 
 def _alone(path: str, rounds: int, wished: float) -> dict[str, float]:

@@ -426,6 +426,17 @@ def test_a_column_that_changes_its_type_is_refused(spark: SparkSession, tmp_path
     file.write_text(json.dumps(line | {"colour": "red"}))
     assert step.run(loading).changed == 1
     assert rows(loading.tables, "items")["a"]["attributes"] == {"price": "3", "colour": "red"}
+    for parts in ([{"cm": 1}], [{"cm": 1, "of": "sole"}], [{"of": "sole"}]):  # grows, and shrinks
+        file.write_text(json.dumps(line | {"parts": parts}))
+        assert step.run(loading).changed == 1
+        found = rows(loading.tables, "items")["a"]["attributes"]["parts"]
+        assert json.loads(found) == parts
+    file.write_text(json.dumps(line | {"parts": [{"cm": "one"}]}))
+    with pytest.raises(DataError, match=r"'parts\[\]\.cm' of .* holds string, and held bigint"):
+        step.run(loading)
+    file.write_text(json.dumps(line | {"parts": "one"}))
+    with pytest.raises(DataError, match=r"'parts' of .* holds string, and held array"):
+        step.run(loading)
     assert spark is loading.spark
 
 

@@ -19,12 +19,13 @@ class Rows:
     Args:
         bits: uint8 (ceil(total / 8),); never changed afterwards.
         total: rows of the part.
+        count: rows of the set; None: they are counted.
     """
 
-    def __init__(self, bits: np.ndarray, total: int):
+    def __init__(self, bits: np.ndarray, total: int, count: int | None = None):
         self.bits = bits
         self.total = total
-        self.count = int(_ONES[bits].sum(dtype=np.int64))
+        self.count = _ones(bits) if count is None else count
         self._parameters: dict[tuple[Any, ...], faiss.SearchParameters] = {}
 
     @classmethod
@@ -39,7 +40,9 @@ class Rows:
         """All but some rows."""
         bits = self.bits.copy()
         np.bitwise_and.at(bits, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
-        return Rows(bits, self.total)
+        touched = np.unique(rows >> 3)
+        count = self.count - _ones(self.bits[touched]) + _ones(bits[touched])
+        return Rows(bits, self.total, count)
 
     def __contains__(self, row: int) -> bool:
         return bool(self.bits[row >> 3] >> (row & 7) & 1)
@@ -79,6 +82,10 @@ class Rows:
                 self._parameters.clear()
             self._parameters[key] = known
         return known
+
+
+def _ones(bits: np.ndarray) -> int:
+    return int(_ONES[bits].sum(dtype=np.int64))
 
 
 NO_ROWS = Rows.of(np.zeros(0, bool))

@@ -57,7 +57,10 @@ class Source(Protocol):
         ...
 
     def types(self) -> dict[str, str]:
-        """Types of its columns, in Spark's words; empty where it has none."""
+        """Types of its columns, in Spark's words; empty where it has none.
+
+        Of a struct `a`, `a.b` is its field, of an array `a[]` its element.
+        """
         ...
 
     def state(self) -> str | None:

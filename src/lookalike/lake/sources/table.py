@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -11,7 +12,7 @@ from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructField
+from pyspark.sql.types import ArrayType, DataType, StructField, StructType
 
 from lookalike import artifacts
 from lookalike.config import IdxData, TableData
@@ -63,8 +64,9 @@ class Table:
         return "delta"
 
     def types(self) -> dict[str, str]:
-        """Types of the columns in Spark's words."""
-        return {f.name: f.dataType.simpleString() for f in self._read.schema if f.name != _BROKEN}
+        """Types of the columns in Spark's words, see `Source.types`."""
+        fields = [field for field in self._read.schema if field.name != _BROKEN]
+        return {name: kind for f in fields for name, kind in _types(f.name, f.dataType)}
 
     def state(self) -> str | None:
         """See `Source.state`."""
@@ -316,6 +318,20 @@ def files_state(spark: SparkSession, paths: list[str], data: TableData | IdxData
         if path not in found:
             raise missing(path)
     return artifacts.fingerprint([found, data.model_dump(mode="json")])
+
+
+def _types(name: str, kind: DataType) -> Iterator[tuple[str, str]]:
+    """A column's type and those of what is in it: with one field more, it has all that it had."""
+    match kind:
+        case StructType():
+            yield name, kind.typeName()
+            for field in kind:
+                yield from _types(f"{name}.{field.name}", field.dataType)
+        case ArrayType():
+            yield name, kind.typeName()
+            yield from _types(f"{name}[]", kind.elementType)
+        case _:
+            yield name, kind.simpleString()
 
 
 def _attributes(fields: list[StructField]) -> Column:

@@ -37,7 +37,7 @@ class VectorsSource(TableSource):
         if kind == "string":  # CSV has no lists; text that is none becomes an empty one
             said = F.from_json(vector, "array<double>")
             vector = F.when(vector.isNotNull(), F.coalesce(said, F.array().cast("array<double>")))
-        elif not kind.startswith("array<"):
+        elif kind != "array":
             raise DataError(
                 f"the column {self.data.vector!r} of {self.data.table} holds {kind}",
                 allowed="lists of numbers, or their JSON as text",
