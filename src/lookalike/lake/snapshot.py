@@ -118,8 +118,10 @@ def write(
         )
     validated = min(sum(known.values()), recipe.validation_items)
     trained = int(sizes.sum())
-    exactly = keys if recipe.format == "encoded" else None
-    per_item = Sizes(recipe.preprocessing.item_bytes, _mean_bytes(tables, exactly))
+    # Blocks are laid out by the one that is written: only there it must be exact.
+    exact = recipe.format == "encoded"
+    encoded = _mean_bytes(tables, keys) if exact else _mean_bytes_about(tables)
+    per_item = Sizes(recipe.preprocessing.item_bytes, encoded)
     on_sizes(Sizes(*((trained + validated) * size for size in astuple(per_item))))
     blocks = planning.block_count(trained, getattr(per_item, recipe.format), recipe.batch)
     groups = _groups(tables, keys, versions, classes, recipe.group_by) if recipe.group_by else None
@@ -164,20 +166,17 @@ def _keys(tables: Tables, versions: dict[str, int]) -> DataFrame:
     )
 
 
-def _mean_bytes(tables: Tables, keys: DataFrame | None) -> int:
-    """The bytes of an image file.
+def _mean_bytes(tables: Tables, keys: DataFrame) -> int:
+    """The bytes of an image file among `keys`, alike whatever else is loaded by now: the files are
+    read once more than they are written."""
+    sizes = tables.read("contents").select("sha256", F.length("bytes").alias("size"))
+    used = keys.where("split <> 'test' AND label IS NOT NULL").join(sizes, "sha256")
+    mean = used.agg(F.avg("size")).first()
+    return max(1, round(mean[0] or 0))  # type: ignore[index]
 
-    Args:
-        tables: the warehouse's.
-        keys: of the images to measure, for blocks must be alike whatever else is loaded by now:
-            their files are read once more than they are written; None: about those of all, from
-            what is known of the table without reading it.
-    """
-    if keys is not None:
-        sizes = tables.read("contents").select("sha256", F.length("bytes").alias("size"))
-        used = keys.where("split <> 'test' AND label IS NOT NULL").join(sizes, "sha256")
-        mean = used.agg(F.avg("size")).first()
-        return max(1, round(mean[0] or 0))  # type: ignore[index]
+
+def _mean_bytes_about(tables: Tables) -> int:
+    """The bytes of an image file, from what is known of the table without reading it."""
     detail = tables.spark.sql(f"DESCRIBE DETAIL {tables.name('contents')}").first()
     held = 0 if detail is None else int(detail["sizeInBytes"])
     return max(1, held // max(1, tables.read("contents").count()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
-from lookalike import artifacts
+from lookalike import artifacts, retention
 from lookalike.columns import TEXT_MEDIA
 from lookalike.config import TextData, VectorsData
 from lookalike.errors import DataError, LookalikeError
@@ -110,3 +111,23 @@ def run(context: Context) -> Snapshotted | Skipped:
         )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result
+
+
+def fitting(context: Context) -> dict[str, Any]:
+    """Outputs of the newest snapshot.
+
+    Raises:
+        DataError: there is none, or it is of other images, or has its classes in other groups,
+            than the recipe says.
+    """
+    config = context.config
+    found: dict[str, Any] = context.ledger.need(STEP).outputs
+    recipe = artifacts.open_artifact(found["uri"], retention.SNAPSHOT).meta["recipe"]
+    has = recipe["preprocessing"] | {"group_by": recipe.get("group_by")}
+    wanted = asdict(config.images.preprocessing) | {"group_by": config.train.group_by}
+    if others := [f"{k} = {has[k]!r}, not {wanted[k]!r}" for k in wanted if has[k] != wanted[k]]:
+        raise DataError(
+            f"the newest snapshot has {' and '.join(others)}",
+            remedy="Run `lookalike snapshot` first, with this recipe",
+        )
+    return found

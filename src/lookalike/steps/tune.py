@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
-from lookalike import artifacts, retention, space
+from lookalike import artifacts, space
 from lookalike.config import VectorsData, network_source
-from lookalike.errors import ConfigError, DataError
+from lookalike.errors import ConfigError
 from lookalike.steps import search_pictures
 from lookalike.steps.context import Context, Result, Skipped
+from lookalike.steps.snapshot import fitting
 from lookalike.steps.trials import Tried
 from lookalike.tracking import Run, flat
 
@@ -81,7 +82,7 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     from lookalike.lake.session import preloaded
     from lookalike.model import tune
 
-    snapshot = fitting_snapshot(context)["uri"]
+    snapshot = fitting(context)["uri"]
     inputs = inputs_of(context, snapshot)
     found = _found(context, inputs, fresh)
     kept = [] if found is None else found.trials()
@@ -148,26 +149,6 @@ def inputs_of(context: Context, snapshot: str) -> dict[str, Any]:
         "seed": config.seed,
         **({"network_sources": sources} if sources else {}),
     }
-
-
-def fitting_snapshot(context: Context) -> dict[str, Any]:
-    """Outputs of the newest snapshot.
-
-    Raises:
-        DataError: there is none, or it is of other images, or has its classes in other groups,
-            than the recipe says.
-    """
-    config = context.config
-    found: dict[str, Any] = context.ledger.need("snapshot").outputs
-    recipe = artifacts.open_artifact(found["uri"], retention.SNAPSHOT).meta["recipe"]
-    has = recipe["preprocessing"] | {"group_by": recipe.get("group_by")}
-    wanted = asdict(config.images.preprocessing) | {"group_by": config.train.group_by}
-    if others := [f"{k} = {has[k]!r}, not {wanted[k]!r}" for k in wanted if has[k] != wanted[k]]:
-        raise DataError(
-            f"the newest snapshot has {' and '.join(others)}",
-            remedy="Run `lookalike snapshot` first, with this recipe",
-        )
-    return found
 
 
 @dataclass(frozen=True)
