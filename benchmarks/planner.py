@@ -107,6 +107,8 @@ def _sweep(count: int, dim: int) -> Iterator[Plan]:
     """Plans of all kinds, from too little to too much."""
     cells = [round(factor * np.sqrt(count)) for factor in (0.5, 1, 2, 4, 8)]
     yield Plan("exact")
+    if dim <= 12:
+        yield Plan("kd_tree")
     for m in (8, 16, 32):
         for ef_construction in (100, 200):
             yield Plan("hnsw", m=m, ef_construction=ef_construction)
@@ -152,6 +154,7 @@ def _named(plan: Plan) -> str:
     code = f" of {plan.pq_bytes} bytes"
     words = {
         "exact": "",
+        "kd_tree": "",
         "hnsw": f" m {plan.m}, {plan.ef_construction}",
         "ivf_flat": f" {plan.nlist}",
         "ivf_sq8": f" {plan.nlist}, re-ranked {plan.rerank}",

@@ -28,7 +28,7 @@ from lookalike.errors import ConfigError, DataError
 from lookalike.images import content_hash
 from lookalike.lake import ingest
 from lookalike.lake.ingest import Loaded
-from lookalike.lake.sources import open_source
+from lookalike.lake.sources import Source, open_source
 from lookalike.lake.tables import Tables
 from lookalike.steps import ingest as step
 from lookalike.steps.context import Context
@@ -426,7 +426,7 @@ def test_a_column_that_changes_its_type_is_refused(spark: SparkSession, tmp_path
     file.write_text(json.dumps(line | {"colour": "red"}))
     assert step.run(loading).changed == 1
     assert rows(loading.tables, "items")["a"]["attributes"] == {"price": "3", "colour": "red"}
-    for parts in ([{"cm": 1}], [{"cm": 1, "of": "sole"}], [{"of": "sole"}]):  # grows, and shrinks
+    for parts in ([{"cm": 1}], [{"of": "sole"}]):  # one field more, and one that is not there
         file.write_text(json.dumps(line | {"parts": parts}))
         assert step.run(loading).changed == 1
         found = rows(loading.tables, "items")["a"]["attributes"]["parts"]
@@ -438,6 +438,54 @@ def test_a_column_that_changes_its_type_is_refused(spark: SparkSession, tmp_path
     with pytest.raises(DataError, match=r"'parts' of .* holds string, and held array"):
         step.run(loading)
     assert spark is loading.spark
+
+
+def test_nested_types_that_an_earlier_version_noted_are_noted_anew(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    file = tmp_path / "feed.jsonl"
+    conf = recipe(tmp_path, "noted", source="text", table=str(file))
+    loading = Context(config.load(conf, ["spark.master=null"]))
+    line = {"item_id": "a", "text": "boot", "parts": [{"cm": 1}]}
+    file.write_text(json.dumps(line))
+    step.run(loading)
+    last = loading.ledger.need("ingest")
+    (source,) = last.inputs["sources"].values()
+    assert source["types"]["parts[].cm"] == "bigint"
+    source["types"] = {"item_id": "string", "text": "string", "parts": "array<struct<cm:bigint>>"}
+    loading.ledger.commit("ingest", last.inputs, last.outputs, loading.config.recorded())
+    file.write_text(json.dumps(line | {"text": "shoe"}))
+    assert step.run(loading).changed == 1
+    file.write_text(json.dumps(line | {"parts": [{"cm": "one"}]}))
+    with pytest.raises(DataError, match=r"'parts\[\]\.cm' of .* holds string, and held bigint"):
+        step.run(loading)
+    assert spark is loading.spark
+
+
+def test_types_tell_names_with_dots_from_fields(spark: SparkSession, tmp_path: Path) -> None:
+    given = spark.sql("SELECT 'a' AS item_id, array(1.0f) AS `m.v`, named_struct('v', 'x') AS m, "
+                      "map('k', named_struct('cm', 1)) AS sizes")  # fmt: skip
+    given.write.parquet(str(tmp_path / "feed.parquet"))
+
+    def source(vector: str) -> Source:
+        place = str(tmp_path / "feed.parquet")
+        data = {"source": "vectors", "table": place, "vector": vector, "dim": 1}
+        return open_source(spark, TypeAdapter(config.Data).validate_python(data))
+
+    assert source("m.v").listing().count() == 1
+    assert source("m.v").types() == {
+        "item_id": "string",
+        "`m.v`": "array",
+        "`m.v`[]": "float",
+        "m": "struct",
+        "m.v": "string",
+        "sizes": "map",
+        "sizes{key}": "string",
+        "sizes{}": "struct",
+        "sizes{}.cm": "int",
+    }
+    with pytest.raises(DataError, match=r"the column 'sizes' of .* holds map"):
+        source("sizes").listing()
 
 
 def test_two_loads_at_once(spark: SparkSession, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import importlib
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 from zipimport import zipimporter
 
@@ -26,8 +27,8 @@ def trust_archives() -> None:
     """Have zip archives on the path read once.
 
     pyspark, itself an archive there, invalidates the caches of imports before each task. Python
-    3.11 then reads an archive anew for every package in it (gh-103200, mended in 3.12). Spark never
-    puts other content under an archive's name.
+    3.11 then reads an archive anew for every package in it (gh-103200, mended in 3.13). Spark puts
+    no other content under an archive's name, unless `spark.files.overwrite` is set.
     """
     setattr(zipimporter, "invalidate_caches", _keep)  # noqa: B010  # typed as fixed
 
@@ -43,7 +44,9 @@ def acknowledging(
 
     def task(incoming: BinaryIO, outgoing: BinaryIO) -> object:
         with socket.socket(fileno=os.dup(incoming.fileno())) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            connection.settimeout(None)  # the default may be another, and would be the original's
+            with suppress(OSError):  # it is no connection over TCP
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return main(incoming, outgoing)
 
     return task if hasattr(socket, "TCP_QUICKACK") else main

@@ -118,9 +118,9 @@ def write(
         )
     validated = min(sum(known.values()), recipe.validation_items)
     trained = int(sizes.sum())
-    # Blocks are laid out by the one that is written: only there it must be exact.
+    # Blocks are laid out by the bytes of the format that is written; an estimate will do else.
     exact = recipe.format == "encoded"
-    encoded = _mean_bytes(tables, keys) if exact else _mean_bytes_about(tables)
+    encoded = _mean_bytes(tables, keys) if exact else _approximate_mean_bytes(tables)
     per_item = Sizes(recipe.preprocessing.item_bytes, encoded)
     on_sizes(Sizes(*((trained + validated) * size for size in astuple(per_item))))
     blocks = planning.block_count(trained, getattr(per_item, recipe.format), recipe.batch)
@@ -175,7 +175,7 @@ def _mean_bytes(tables: Tables, keys: DataFrame) -> int:
     return max(1, round(mean[0] or 0))  # type: ignore[index]
 
 
-def _mean_bytes_about(tables: Tables) -> int:
+def _approximate_mean_bytes(tables: Tables) -> int:
     """The bytes of an image file, from what is known of the table without reading it."""
     detail = tables.spark.sql(f"DESCRIBE DETAIL {tables.name('contents')}").first()
     held = 0 if detail is None else int(detail["sizeInBytes"])

@@ -113,7 +113,7 @@ def run(context: Context) -> Snapshotted | Skipped:
     return result
 
 
-def fitting(context: Context) -> dict[str, Any]:
+def newest_matching(context: Context) -> dict[str, Any]:
     """Outputs of the newest snapshot.
 
     Raises:

@@ -20,7 +20,7 @@ from lookalike.errors import DataError
 from lookalike.metrics import Calibration, calibrate, has_pairs, held_out_reliability
 from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
-from lookalike.steps.snapshot import fitting
+from lookalike.steps.snapshot import newest_matching
 from lookalike.tracking import Run
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(context: Context) -> TrainedEncoder:
     from lookalike.model.snapshot import Snapshot
 
     config, ledger = context.config, context.ledger
-    snapshot = fitting(context)
+    snapshot = newest_matching(context)
     searched = _searched(context, snapshot["uri"])
     train = with_values(context.train, {} if searched is None else searched["values"])
     inputs = {

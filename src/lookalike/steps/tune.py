@@ -21,7 +21,7 @@ from lookalike.config import VectorsData, network_source
 from lookalike.errors import ConfigError
 from lookalike.steps import search_pictures
 from lookalike.steps.context import Context, Result, Skipped
-from lookalike.steps.snapshot import fitting
+from lookalike.steps.snapshot import newest_matching
 from lookalike.steps.trials import Tried
 from lookalike.tracking import Run, flat
 
@@ -82,7 +82,7 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     from lookalike.lake.session import preloaded
     from lookalike.model import tune
 
-    snapshot = fitting(context)["uri"]
+    snapshot = newest_matching(context)["uri"]
     inputs = inputs_of(context, snapshot)
     found = _found(context, inputs, fresh)
     kept = [] if found is None else found.trials()

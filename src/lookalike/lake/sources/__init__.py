@@ -59,7 +59,8 @@ class Source(Protocol):
     def types(self) -> dict[str, str]:
         """Types of its columns, in Spark's words; empty where it has none.
 
-        Of a struct `a`, `a.b` is its field, of an array `a[]` its element.
+        Of a struct `a`, `a.b` is its field; of an array, `a[]` its element; of a map, `a{key}` and
+        `a{}` its key and value. Names with dots or brackets of their own are quoted: `` `a.b` ``.
         """
         ...
 

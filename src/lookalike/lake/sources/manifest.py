@@ -110,7 +110,7 @@ class ManifestSource(TableSource):
     @cached_property
     def _inline(self) -> Inline:
         rows, content = self._table.rows(), F.col("content")
-        if self._table.types()[self._table.column] == "binary":
+        if self._table.kind(self._table.column) == "binary":
             found = rows.withColumns({"bytes": content, "reason": _none(), "detail": _none()})
         else:
             decoded = F.expr("try_to_binary(content, 'base64')")

@@ -12,7 +12,7 @@ from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DataType, StructField, StructType
+from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
 from lookalike import artifacts
 from lookalike.config import IdxData, TableData
@@ -66,7 +66,11 @@ class Table:
     def types(self) -> dict[str, str]:
         """Types of the columns in Spark's words, see `Source.types`."""
         fields = [field for field in self._read.schema if field.name != _BROKEN]
-        return {name: kind for f in fields for name, kind in _types(f.name, f.dataType)}
+        return {name: kind for f in fields for name, kind in _types(_path(f.name), f.dataType)}
+
+    def kind(self, name: str) -> str:
+        """The kind of a column's type, such as 'string' or 'array'."""
+        return self._read.schema[name].dataType.typeName()
 
     def state(self) -> str | None:
         """See `Source.state`."""
@@ -320,18 +324,27 @@ def files_state(spark: SparkSession, paths: list[str], data: TableData | IdxData
     return artifacts.fingerprint([found, data.model_dump(mode="json")])
 
 
-def _types(name: str, kind: DataType) -> Iterator[tuple[str, str]]:
-    """A column's type and those of what is in it: with one field more, it has all that it had."""
+def _types(path: str, kind: DataType) -> Iterator[tuple[str, str]]:
+    """A column's type and those of what is in it: a new field adds one, and changes none."""
     match kind:
         case StructType():
-            yield name, kind.typeName()
+            yield path, kind.typeName()
             for field in kind:
-                yield from _types(f"{name}.{field.name}", field.dataType)
+                yield from _types(f"{path}.{_path(field.name)}", field.dataType)
         case ArrayType():
-            yield name, kind.typeName()
-            yield from _types(f"{name}[]", kind.elementType)
+            yield path, kind.typeName()
+            yield from _types(f"{path}[]", kind.elementType)
+        case MapType():
+            yield path, kind.typeName()
+            yield from _types(f"{path}{{key}}", kind.keyType)
+            yield from _types(f"{path}{{}}", kind.valueType)
         case _:
-            yield name, kind.simpleString()
+            yield path, kind.simpleString()
+
+
+def _path(name: str) -> str:
+    """A name as part of a path: quoted where it could be taken for one."""
+    return f"`{name}`" if re.search(r"[.`\[\]{}]", name) else name
 
 
 def _attributes(fields: list[StructField]) -> Column:

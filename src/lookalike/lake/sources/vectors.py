@@ -33,7 +33,7 @@ class VectorsSource(TableSource):
     @cached_property
     def _inline(self) -> Inline:
         given, vector = self._table.rows(), F.col("content")
-        kind = self._table.types()[self.data.vector]
+        kind = self._table.kind(self.data.vector)
         if kind == "string":  # CSV has no lists; text that is none becomes an empty one
             said = F.from_json(vector, "array<double>")
             vector = F.when(vector.isNotNull(), F.coalesce(said, F.array().cast("array<double>")))
