@@ -225,12 +225,15 @@ print(images, memory("VmHWM") - before)
 
 
 @pytest.mark.parametrize(
-    ("fed", "most"), [((), 400), (("to TensorFlow",), 500)], ids=["read", "fed to TensorFlow"]
+    ("fed", "images_per_class", "most"),
+    [((), 8, 400), (("to TensorFlow",), 2, 500)],
+    ids=["read", "fed to TensorFlow"],
 )
 def test_a_snapshot_larger_than_memory_is_read_in_bounded_memory(
-    make_snapshot, fed: tuple[str, ...], most: int
+    make_snapshot, fed: tuple[str, ...], images_per_class: int, most: int
 ) -> None:
-    uri = make_snapshot([300] * 8, BatchShape(4, 2), blocks=48, size=512, validated=False)
+    batch = BatchShape(4, images_per_class)
+    uri = make_snapshot([300] * 8, batch, blocks=48, size=512, validated=False)
     size = sum(path.stat().st_size for path in Path(uri).glob("train/*"))
     assert size > 600 * 2**20
     command = [sys.executable, "-c", PEAK, uri, *fed]

@@ -147,9 +147,8 @@ def _sources(last: Commit | None) -> dict[str, Any]:
 def _told(source: Source, known: dict[str, Any]) -> dict[str, Any]:
     """What the source tells of itself unread; its columns' types are checked."""
     name = source.names[0]
-    types, before = source.types(), dict(known.get(name, {}).get("types", {}))
-    for column in [c for c, kind in before.items() if kind.startswith(_WHOLE)]:
-        del before[column]
+    types, noted = source.types(), known.get(name, {}).get("types", {})
+    before = {column: kind for column, kind in noted.items() if not kind.startswith(_WHOLE)}
     for column, kind in types.items():
         if before.get(column, kind) != kind:
             raise DataError(
