@@ -6,7 +6,9 @@ Images of 28 x 28, batches of 10 x 8, the network and the loss of the demo, one 
 
 - bare: a tf.function over the same network, loss and optimiser, batches in memory;
 - fit: `lookalike`'s training in one process, from a snapshot;
-- 1 rank, 2 ranks: the same as Horovod ranks;
+- auto: the same in the precision that `train.precision: auto` takes on this machine;
+- 1 rank, 2 ranks: `fit` as Horovod ranks, also with batches of 10 x 32: ranks exchange as much for
+  many images as for few;
 - beside: two of `fit` at once that know nothing of one another: what two ranks could reach at most
   on this machine, whose cores share caches, memory and clock.
 
@@ -35,6 +37,7 @@ from lookalike.planning import BatchShape
 
 SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
 BATCH = BatchShape(10, 8)
+LARGE = BatchShape(10, 32)
 EPOCHS = 4
 SEED = 1
 
@@ -49,7 +52,7 @@ def main() -> None:
         kind, folder = given.one
         print(json.dumps(_KINDS[kind](Path(folder))))
         return
-    kinds = ("bare", "fit", "beside", "one", "two")
+    kinds = ("bare", "fit", "auto", "beside", "one", "two", "one large", "two large")
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), given.items)
@@ -65,9 +68,12 @@ def main() -> None:
     figures.add("fit / bare loop, images/s", ratio("fit", "bare"), "x", 0.95, "higher")
     figures.add("one Horovod rank / fit", ratio("one", "fit"), "x", 0.97, "higher")
     figures.add("two ranks / one, each rank", ratio("two", "one") / 2, "x", 0.85, "higher")
+    large = ratio("two large", "one large") / 2
+    figures.add("the same, batches of 10 x 32", large, "x", None, "higher")
     beside = ratio("beside", "fit") / 2
     figures.add("two processes that share nothing / one, each", beside, "x", None, "higher")
     figures.add("two ranks / two such processes", ratio("two", "beside"), "x", None, "higher")
+    figures.add("fit, precision auto / float32", ratio("auto", "fit"), "x", None, "higher")
     waiting = median(r["fit"]["waiting"] for r in rounds)
     figures.add("share of a step waiting for data", waiting, "", 0.03)
     figures.add("bare loop", median(r["bare"]["pace"] for r in rounds), "images/s")
@@ -84,12 +90,12 @@ def _measured(kind: str, folder: str) -> dict[str, float]:
         return {"pace": sum(each.result()["pace"] for each in alone)}
 
 
-def _train(ranks: int = 1) -> Train:
+def _train(ranks: int = 1, batch: BatchShape = BATCH) -> Train:
     return Train(
         ranks=ranks,
         threads=1,
-        classes_per_batch=BATCH.classes,
-        images_per_class=BATCH.images,
+        classes_per_batch=batch.classes,
+        images_per_class=batch.images,
         epochs=EPOCHS,
         learning_rate=0.001,
         precision="float32",
@@ -134,10 +140,11 @@ def _bare(folder: Path) -> dict[str, float]:
     return {"pace": median(paces[1:])}
 
 
-def _fit(folder: Path) -> dict[str, float]:
+def _fit(folder: Path, precision: str = "float32") -> dict[str, float]:
     from lookalike.model.ranks import Ranks
 
-    return _fitted(str(folder), Ranks(), _train())
+    train = _train().model_copy(update={"precision": precision})
+    return _fitted(str(folder), Ranks(), train)
 
 
 def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
@@ -152,7 +159,7 @@ def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
     }
 
 
-def _ranks(folder: Path, count: int) -> dict[str, float]:
+def _ranks(folder: Path, count: int, batch: BatchShape = BATCH) -> dict[str, float]:
     from horovod.spark import run
 
     from lookalike.config import Spark
@@ -164,7 +171,7 @@ def _ranks(folder: Path, count: int) -> dict[str, float]:
         return fitted(place, Ranks.all(), train)
 
     open_session(Spark(master=f"local[{count}]"), "benchmark")
-    fitted, place, train = _fitted, str(folder), _train(count)
+    fitted, place, train = _fitted, str(folder), _train(count, batch)
     found: dict[str, float] = run(rank, num_proc=count, use_gloo=True, verbose=0)[0]
     return found
 
@@ -218,8 +225,11 @@ def _start(folder: Path) -> dict[str, float]:
 _KINDS = {
     "bare": _bare,
     "fit": _fit,
+    "auto": lambda folder: _fit(folder, "auto"),
     "one": lambda folder: _ranks(folder, 1),
     "two": lambda folder: _ranks(folder, 2),
+    "one large": lambda folder: _ranks(folder, 1, LARGE),
+    "two large": lambda folder: _ranks(folder, 2, LARGE),
     "start": _start,
 }
 
@@ -227,7 +237,7 @@ _KINDS = {
 def _write(folder: Path, count: int) -> None:
     pixels, labels = clothes(count)
     files = [image.tobytes() for image in pixels]
-    write_snapshot(folder, files, labels, Preprocessing(28, 1), BATCH, "raw", validation=500)
+    write_snapshot(folder, files, labels, Preprocessing(28, 1), LARGE, "raw", validation=500)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ EVERYTHING = {
         {},
         EVERYTHING,
         {"precision": "mixed_float16", "loss": {"name": "triplet"}},
+        {"precision": "mixed_bfloat16", "auxiliary": {"weight": 0.5}},
         {"optimizer": "sgd", "learning_rate": 0.05},
     ],
 )

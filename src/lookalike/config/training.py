@@ -75,8 +75,10 @@ class Train(Model):
         None, description="largest norm of all gradients together"
     )
     ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
-    precision: Literal["auto", "float32", "mixed_float16"] = Field(
-        "auto", description="auto: mixed_float16 on a GPU, float32 elsewhere"
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        "auto",
+        description="auto: mixed_float16 on a GPU, mixed_bfloat16 on a CPU with units for its "
+        "matrices (AMX), float32 elsewhere",
     )
     sync_batch_norm: bool = Field(False, description="normalise over the batch of all ranks")
     deterministic: bool = Field(False, description="slower operations that repeat to the bit")

@@ -33,8 +33,8 @@ def make(
 ) -> tf.keras.Model:
     """A network by its name in the config.
 
-    Under the policy mixed_float16 its layers compute in float16; its weights, its last
-    normalisation and its output are float32 even so.
+    Under the policies mixed_float16 and mixed_bfloat16 its layers compute in halves; its weights,
+    its last normalisation and its output are float32 even so.
 
     Args:
         name: 'compact_resnet', 'compact_resnet_48', 'simple_cnn', or 'package.module:function': a

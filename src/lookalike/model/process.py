@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import tensorflow as tf
 
 from lookalike.config import Train
 from lookalike.errors import ConfigError
 from lookalike.model.ranks import Ranks
+
+_CPU = Path("/proc/cpuinfo")
+"""Where Linux tells what the CPU can do, and the kernel lets it."""
 
 
 def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # noqa: B008
@@ -54,7 +58,15 @@ def set_arithmetic(train: Train) -> None:
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
         tf.config.experimental.enable_tensor_float_32_execution(False)
-    precision = train.precision
-    if precision == "auto":
-        precision = "mixed_float16" if tf.config.list_physical_devices("GPU") else "float32"
-    tf.keras.mixed_precision.set_global_policy(precision)
+    own = train.precision == "auto"
+    tf.keras.mixed_precision.set_global_policy(_fastest() if own else train.precision)
+
+
+def _fastest() -> str:
+    """The policy that trains fastest on what there is here.
+
+    bfloat16 only where a CPU has units for its matrices: elsewhere it is no faster, or emulated.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return "mixed_float16"
+    return "mixed_bfloat16" if _CPU.exists() and "amx_bf16" in _CPU.read_text() else "float32"
