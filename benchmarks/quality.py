@@ -239,6 +239,7 @@ def _training(name: str, epochs: int | None, classes: int) -> Train:
                 "ranks": 1,
                 "threads": 1,
                 "network": "_notebook:network",
+                "precision": "float32",
                 "mirrored": False,
                 "loss": MultiSimilarity(beta=40.0),
                 "augment": Augment(),

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where processes share the tests, a file's stay together, and all that look at the way."""
     for item in items:
         wanted = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("way" if "way" in wanted else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group("way" if "way" in wanted else str(item.path)))
 
 
 @pytest.fixture

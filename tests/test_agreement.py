@@ -18,7 +18,7 @@ from lookalike.steps import STEPS
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.py"
 NOT_STEPS = {
-    "check", "clean", "inspect", "promote", "releases", "rollback", "run", "serve"
+    "check", "clean", "inspect", "keys", "promote", "releases", "rollback", "run", "serve"
 }  # fmt: skip
 JOB = '''"""The `{step}` step, as a cluster's scheduler runs it."""
 

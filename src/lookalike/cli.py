@@ -229,6 +229,17 @@ def release(
 
 
 @app.command()
+def keys(
+    called: typer.Context,
+    key: Annotated[str, typer.Argument(help="One of them, with those below it.")] = "",
+) -> None:
+    """Show the keys of a recipe, their defaults, and what they may be."""
+    from lookalike.config import manual
+
+    pages.keys(called.obj, manual.keys(key))
+
+
+@app.command()
 def releases(
     called: typer.Context,
     conf: Conf,

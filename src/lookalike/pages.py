@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from lookalike.terminal import Terminal
 
 if TYPE_CHECKING:
+    from lookalike.config.manual import Key
     from lookalike.steps.clean import Cleaned
     from lookalike.steps.query import Answered
     from lookalike.steps.releases import Releases
@@ -129,6 +133,15 @@ def answers(terminal: Terminal, result: Answered) -> None:
             for f in found
         ]
         terminal.table(name, ("rank", "item_id", "label", "distance", "similarity"), rows)
+
+
+def keys(terminal: Terminal, found: Sequence[Key]) -> None:
+    """A recipe's keys with their defaults, and what they may be."""
+    for key in found:
+        line = f"{key.name}: {key.default or ''}".rstrip()
+        allowed = key.allowed + (", required" if key.default is None else "")
+        notes = "; ".join(filter(None, (allowed, key.about, ", ".join(key.only))))
+        terminal.out.print(f"{escape(line)}  [dim]# {escape(notes)}[/dim]")
 
 
 def program() -> str:

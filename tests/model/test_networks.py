@@ -48,6 +48,11 @@ def array(images, dim):
     return np.zeros((4, dim))
 
 
+def mixes(images, dim):
+    x = layers.Dense(dim)(layers.Flatten()(images))
+    return x * tf.reduce_mean(images, [1, 2, 3])[:, None]
+
+
 def model(images, dim):
     return tf.keras.Sequential([layers.Flatten(), layers.Dense(dim)])
 
@@ -149,6 +154,17 @@ def test_halves_end_in_float32(name: str, halves: str) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
     last = [layer for layer in network.layers if "batch_norm" in layer.name][-1:]
     assert all(layer.compute_dtype == "float32" for layer in last)
+
+
+@pytest.mark.usefixtures("own_networks")
+def test_a_network_that_does_not_work_in_halves_is_told(halves: str) -> None:
+    import tensorflow as tf
+
+    said = f"'own_networks:mixes' does not work in mixed_{halves} .*train.precision to float32"
+    with pytest.raises(ConfigError, match=said):
+        made("own_networks:mixes")
+    tf.keras.mixed_precision.set_global_policy("float32")
+    assert made("own_networks:mixes").output_shape == (None, 8)
 
 
 def test_a_network_of_halves_goes_on_in_singles(halves: str) -> None:

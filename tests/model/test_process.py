@@ -1,6 +1,5 @@
 """What a training's process chooses by itself."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,25 +7,17 @@ import pytest
 from lookalike.config import Train
 
 
-@pytest.fixture
-def policy() -> Iterator[None]:
-    import tensorflow as tf
-
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
-
-
-@pytest.mark.usefixtures("policy")
 @pytest.mark.parametrize(
-    ("flags", "chosen"),
+    ("flags", "onednn", "chosen"),
     [
-        ("avx512f avx512_bf16 amx_bf16 amx_tile", "mixed_bfloat16"),
-        ("avx512f avx512_bf16", "float32"),  # no units for matrices: not faster
-        (None, "float32"),  # not Linux
+        ("avx512f avx512_bf16 amx_bf16 amx_tile", "1", "mixed_bfloat16"),
+        ("avx512f avx512_bf16 amx_bf16 amx_tile", "0", "float32"),  # what uses them is off
+        ("avx512f avx512_bf16", "1", "float32"),  # no units for matrices: not faster
+        (None, "1", "float32"),  # not Linux
     ],
 )
 def test_halves_are_computed_where_the_cpu_has_units_for_them(
-    flags: str | None, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: str | None, onednn: str, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lookalike.model import process
 
@@ -38,7 +29,6 @@ def test_halves_are_computed_where_the_cpu_has_units_for_them(
     if flags is not None:
         about.write_text(f"flags : fpu {flags}\n", encoding="utf-8")
     monkeypatch.setattr(process, "_CPU", about)
-    process.set_arithmetic(Train())
-    assert tf.keras.mixed_precision.global_policy().name == chosen
-    process.set_arithmetic(Train(precision="float32"))
-    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)
+    assert process.precision(Train()) == chosen
+    assert process.precision(Train(precision="float32")) == "float32"

@@ -18,10 +18,15 @@ from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(
+    ("mirrored", "precision"),
+    [(False, "float32"), (True, "float32"), (True, "mixed_bfloat16")],
+)
 def test_fit_learns_and_its_graph_gives_the_same_vectors(
-    make_snapshot: Callable[..., str], tmp_path: Path, mirrored: bool
+    make_snapshot: Callable[..., str], tmp_path: Path, mirrored: bool, precision: str
 ) -> None:
+    import tensorflow as tf
+
     from lookalike.model import export, fit, progress
     from lookalike.model.ranks import Ranks
 
@@ -29,6 +34,7 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
     train = Train(
         network="simple_cnn", embedding_size=8, classes_per_batch=5, images_per_class=4,
         epochs=6, learning_rate=0.005, augment=Augment(flip=True), mirrored=mirrored,
+        precision=precision,
     )  # fmt: skip
     steps: list[tuple[int, int]] = []
 
@@ -37,6 +43,8 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
             steps.append((done, total))
 
     fitted = fit.fit(snapshot, train, 1, Ranks(), Watcher())
+    assert fitted.precision == precision
+    assert tf.keras.mixed_precision.global_policy().name == "float32"  # as it was
     assert [done for done, _ in steps] == list(range(1, 61))
     assert {total for _, total in steps} == {60}
     # Chance is about 1/5; the classes differ by a bright row.
@@ -107,7 +115,7 @@ def test_going_on_from_a_checkpoint_ends_alike(
             told.append(step)
 
     def fitted(folder: str, last: int) -> fit.Fitted:
-        process.set_arithmetic(train)
+        process.set_determinism(train)
         kept = Checkpoints(str(tmp_path / folder))
         return fit.fit(snapshot, train, 1, Ranks(), Watcher(last), kept)
 

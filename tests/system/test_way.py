@@ -117,6 +117,10 @@ def test_training_and_evaluation_are_in_one_mlflow_run(way: Way, context: Contex
     for table in ("items", "splits"):
         assert run.data.tags[f"{table}_version"] == str(meta["versions"][table])
     assert run.data.params["train.loss.name"] == "multi_similarity"
+    assert run.data.params["train.precision"] == "auto"
+    encoder = artifacts.open_artifact(trained["uri"], "encoder")
+    assert encoder.meta["made_from"]["train"]["precision"] == run.data.tags["precision"]
+    assert run.data.tags["precision"] in ("float32", "mixed_float16", "mixed_bfloat16")
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == {
         "made_from.json",
         "learning_curves.png",

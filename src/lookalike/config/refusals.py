@@ -74,4 +74,4 @@ def _place(model: Any, location: tuple[Any, ...]) -> tuple[list[str], list[str]]
         field = getattr(model, "model_fields", {}).get(part)
         model = None if field is None else field.annotation
     known = sorted(model.model_fields) if hasattr(model, "model_fields") else []
-    return keys, known or ["see the recipe's documentation"]
+    return keys, known or ["see `lookalike keys`"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,16 @@ from lookalike import artifacts, planning
 from lookalike.config import Budget, Train
 from lookalike.errors import LookalikeError
 from lookalike.metrics import Scores
-from lookalike.model import checkpoints, feed, losses, networks, optimizer, reader, validation
+from lookalike.model import (
+    checkpoints,
+    feed,
+    losses,
+    networks,
+    optimizer,
+    process,
+    reader,
+    validation,
+)
 from lookalike.model.batches import Shard
 from lookalike.model.checkpoints import Checkpoints
 from lookalike.model.progress import Epoch, Place, Watcher
@@ -35,9 +44,11 @@ class Fitted:
         network: with the weights that were validated best: the last ones where there is no
             `patience`, averaged where there is `ema`.
         epochs: what each epoch brought.
-        best: the epoch that the weights are of.
+        best: the epoch that the weights are of, with the scores of the network as it is here: in
+            float32, whatever it was trained in.
         before, after: float32 (n, dim), vectors of the untrained and of the trained network.
         classes: int32 (n,), class numbers of the validation images.
+        precision: Keras's policy that it was trained with.
     """
 
     network: tf.keras.Model
@@ -46,6 +57,7 @@ class Fitted:
     before: np.ndarray
     after: np.ndarray
     classes: np.ndarray
+    precision: str
 
     @property
     def scores(self) -> Scores:
@@ -71,7 +83,7 @@ def fit(
     keeper: Checkpoints | None = None,
     budget: Budget | None = None,
 ) -> Fitted:
-    """Train a network on a snapshot.
+    """Train a network on a snapshot, in the precision that `train` asks for.
 
     Args:
         snapshot: what to train on.
@@ -87,7 +99,11 @@ def fit(
         LookalikeError: the loss is no number.
     """
     budget = budget or Budget(epochs=train.epochs)
-    return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper, budget).run()
+    own = tf.keras.mixed_precision.global_policy()
+    try:
+        return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper, budget).run()
+    finally:
+        tf.keras.mixed_precision.set_global_policy(own)
 
 
 class _Training:
@@ -104,6 +120,9 @@ class _Training:
         tf.keras.utils.set_random_seed(seed)
         self.snapshot, self.train, self.seed, self.ranks = snapshot, train, seed, ranks
         self.watcher, self.keeper, self.budget = watcher, keeper, budget
+        # Of one kind, on whatever machines the ranks are.
+        self.precision = ranks.told(process.precision(train))
+        tf.keras.mixed_precision.set_global_policy(self.precision)
         self.per_epoch = planning.steps_per_epoch(snapshot.train_items, ranks.size, train.batch)
         self.steps = budget.steps or self.per_epoch * (budget.epochs or train.epochs)
         """In all; of a budget of minutes as many as will be, as it looks until now."""
@@ -155,14 +174,15 @@ class _Training:
         if self.best:
             best = max(curve, key=lambda epoch: epoch.validation.map_at_r)
             self.network.set_weights(self.best)
-        if tf.keras.mixed_precision.global_policy().name != "float32":
+        if self.precision != "float32":
             # What is exported computes alike everywhere.
             tf.keras.mixed_precision.set_global_policy("float32")
             trained = self.network.get_weights()
             self._use(self._network())
             self.network.set_weights(trained)
         after = self._vectors(pixels)
-        return Fitted(self.encoder, tuple(curve), best, before, after, classes)
+        best = replace(best, validation=validation.scores(after, classes, self.ranks))
+        return Fitted(self.encoder, tuple(curve), best, before, after, classes, self.precision)
 
     def _use(self, network: tf.keras.Model) -> None:
         """Train this network; what makes vectors of it has the same weights."""

@@ -59,6 +59,7 @@ class Trained:
         curve: what each epoch brought, by name.
         before, after: float32 (n, dim), vectors of the validation images.
         classes: int32 (n,), their class numbers.
+        precision: Keras's policy that was trained with.
     """
 
     uri: str
@@ -70,6 +71,7 @@ class Trained:
     before: np.ndarray
     after: np.ndarray
     classes: np.ndarray
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -246,11 +248,13 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
         calibration=calibrate(fitted.after, fitted.classes, job.seed),
     )
     scores = {name: getattr(fitted.scores, name) for name in fitted.scores.METRICS}
+    # What it was, where the recipe leaves it to the machine.
+    recipe = job.train.model_dump() | {"precision": fitted.precision}
     committed = encoder.commit(
         job.encoders,
         export.to_onnx(fitted.network, snapshot.preprocessing),
         specification,
-        {**job.made_from, "train": job.train.model_dump(), "validation": scores},
+        {**job.made_from, "train": recipe, "validation": scores},
         weights=export.weights(fitted.network),
     )
     steps = sum(epoch.steps for epoch in fitted.epochs)
@@ -265,6 +269,7 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
         before=fitted.before,
         after=fitted.after,
         classes=fitted.classes,
+        precision=fitted.precision,
     )
     return asdict(trained)
 

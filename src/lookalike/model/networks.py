@@ -21,7 +21,12 @@ keras = tf.keras
 layers = tf.keras.layers
 
 Body = Callable[[tf.Tensor, int], tf.Tensor]
-"""From images, float32 (n, size, size, channels) in [0, 1], and dim to features, (n, dim)."""
+"""From images, float32 (n, size, size, channels) in [0, 1], and dim to features, (n, dim).
+
+It makes its layers anew each time that it is called: once to train, and once more where it was
+trained in halves, for the network of float32 that is exported. Layers give halves then; what is
+computed of them and of others is to be cast to one dtype.
+"""
 
 
 def make(
@@ -38,7 +43,7 @@ def make(
 
     Args:
         name: 'compact_resnet', 'compact_resnet_48', 'simple_cnn', or 'package.module:function': a
-            function of yours, see `Body`, that is called once, with Keras's symbolic images.
+            function of yours, see `Body`, that is called with Keras's symbolic images.
         preprocessing: shape of its input, uint8 (n, size, size, channels).
         dim: length of its output, float32 (n, dim), L2 norm 1.
         ranks: those that train together.
@@ -46,13 +51,14 @@ def make(
             in every layer that does it, also inside a function of yours.
 
     Raises:
-        ConfigError: there is no such function, or it gives something else than features.
+        ConfigError: there is no such function, it gives something else than features, or it does
+            not work in halves.
     """
     images = keras.Input(preprocessing.shape, dtype=tf.uint8, name="pixels")
     # Halves have too few digits to tell all pixels' values apart after rescaling.
     scaled = layers.Rescaling(1 / 255.0, dtype="float32")(tf.cast(images, tf.float32))
     body = _BODIES.get(name) or _imported(name)
-    features = body(scaled, dim)
+    features = _features(body, scaled, dim, name)
     _check(features, name, dim)
     vectors = layers.Lambda(_unit, name="vector", dtype="float32")(features)
     # A model's name may hold no colon.
@@ -141,6 +147,20 @@ def _imported(name: str) -> Body:
         )
     body: Body = found
     return body
+
+
+def _features(body: Body, images: tf.Tensor, dim: int, name: str) -> Any:
+    policy = keras.mixed_precision.global_policy()
+    try:
+        return body(images, dim)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        if policy.compute_dtype == "float32":
+            raise  # it is the function's own
+        raise ConfigError(
+            f"train.network = {name!r} does not work in {policy.name} "
+            f"({str(error).strip()[:200]})",
+            remedy="Set train.precision to float32, or cast to one dtype what it combines",
+        ) from error
 
 
 def _check(features: Any, name: str, dim: int) -> None:

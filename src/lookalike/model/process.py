@@ -16,7 +16,7 @@ _CPU = Path("/proc/cpuinfo")
 
 
 def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # noqa: B008
-    """Threads, GPU, precision and determinism of this process. Before anything is computed.
+    """Threads, GPU and determinism of this process. Before anything is computed.
 
     Args:
         train: see `Train`.
@@ -43,7 +43,7 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
         own = gpus[number % len(gpus)]  # ranks that outnumber them share
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
-    set_arithmetic(train)
+    set_determinism(train)
 
 
 def _cores() -> int:
@@ -53,20 +53,23 @@ def _cores() -> int:
     return os.cpu_count() or 1  # macOS tells no more
 
 
-def set_arithmetic(train: Train) -> None:
-    """How is computed from now on: in which precision, and whether alike each time."""
+def set_determinism(train: Train) -> None:
+    """Whether is computed alike each time from now on."""
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
         tf.config.experimental.enable_tensor_float_32_execution(False)
-    own = train.precision == "auto"
-    tf.keras.mixed_precision.set_global_policy(_fastest() if own else train.precision)
 
 
-def _fastest() -> str:
-    """The policy that trains fastest on what there is here.
+def precision(train: Train) -> str:
+    """The policy of Keras to train with: where `train` leaves it open, the fastest here.
 
-    bfloat16 only where a CPU has units for its matrices: elsewhere it is no faster, or emulated.
+    bfloat16 only where a CPU has units for its matrices, which oneDNN uses: elsewhere it is no
+    faster, or emulated.
     """
+    if train.precision != "auto":
+        return train.precision
     if tf.config.list_physical_devices("GPU"):
         return "mixed_float16"
-    return "mixed_bfloat16" if _CPU.exists() and "amx_bf16" in _CPU.read_text() else "float32"
+    has_units = _CPU.exists() and "amx_bf16" in _CPU.read_text()
+    used = os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
+    return "mixed_bfloat16" if has_units and used else "float32"

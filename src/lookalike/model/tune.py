@@ -288,7 +288,7 @@ def _scored(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
     train = with_values(work.train, values)
     ranks = Ranks()
     if task is None:  # a process of somebody's, who may have set it up already
-        process.set_arithmetic(train)
+        process.set_determinism(train)
     else:
         gpus = task.resources().get("gpu")
         ranks = Ranks(devices=tuple(gpus.addresses) if gpus is not None else ())

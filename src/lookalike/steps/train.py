@@ -139,7 +139,7 @@ def run(context: Context) -> TrainedEncoder:
         for epoch in trained.curve:
             if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
                 _log_epoch(run, epoch)
-        run.tags({"encoder": trained.fingerprint})
+        run.tags({"encoder": trained.fingerprint, "precision": trained.precision})
         error = _show(run, opened, trained, config.seed)
     result = TrainedEncoder(
         uri=trained.uri,

@@ -1,0 +1,105 @@
+"""A recipe's keys for people: pydantic's JSON schema of the models, a line a key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lookalike.config.recipe import Config
+from lookalike.errors import ConfigError
+
+_KINDS = {"string": "text", "number": "a number", "integer": "an integer"}
+_BOUNDS = {
+    "minimum": "{} or more",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a recipe.
+
+    Attributes:
+        name: dotted, e.g. 'train.epochs'.
+        allowed: its type and bounds, or its values.
+        default: as YAML has it; None where a recipe must name it.
+        about: what it is; may be empty.
+        only: where it may stand, e.g. 'source: folder'; empty for no condition.
+    """
+
+    name: str
+    allowed: str
+    default: str | None
+    about: str
+    only: tuple[str, ...] = ()
+
+
+def keys(beginning: str = "") -> list[Key]:
+    """All keys, in the models' order, or one with those below it.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    schema = Config.model_json_schema()
+    every = list(_below(schema, schema["$defs"], ""))
+    begun = [k for k in every if f"{k.name}.".startswith(f"{beginning}.")] if beginning else every
+    if not begun:
+        parts = dict.fromkeys(key.name.partition(".")[0] for key in every)
+        raise ConfigError(f"a recipe has no key {beginning!r}", allowed=", ".join(parts))
+    return begun
+
+
+def _below(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterator[Key]:
+    for name, field in model["properties"].items():
+        choices = [c for c in field.get("anyOf", [field]) if c.get("type") != "null"]
+        inner = [models[_named(c["$ref"])] for c in choices if "$ref" in c]
+        if "discriminator" in field:
+            yield from _one_of(field, models, f"{prefix}{name}.")
+        elif inner and "properties" in inner[0]:
+            yield from _below(inner[0], models, f"{prefix}{name}.")
+        else:
+            required = name in model.get("required", ())
+            allowed = " | ".join(map(_allowed, inner or choices))
+            about = field.get("description") or choices[0].get("description", "")
+            default = None if required else json.dumps(field.get("default"))
+            yield Key(prefix + name, allowed, default, about)
+
+
+def _one_of(field: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterator[Key]:
+    """The key that says which model it is, and all models' keys, each once."""
+    which, mapping = field["discriminator"]["propertyName"], field["discriminator"]["mapping"]
+    default = json.dumps(field["default"][which]) if "default" in field else None
+    yield Key(prefix + which, " | ".join(mapping), default, "")
+    found: dict[Key, list[str]] = {}
+    for value, place in mapping.items():
+        for key in _below(models[_named(place)], models, prefix):
+            if key.name != prefix + which:
+                found.setdefault(key, []).append(f"{which}: {value}")
+    for key, only in found.items():
+        yield replace(key, only=() if len(only) == len(mapping) else tuple(only))
+
+
+def _named(place: str) -> str:
+    return place.rpartition("/")[2]
+
+
+def _allowed(choice: dict[str, Any]) -> str:
+    if "enum" in choice:
+        return " | ".join(map(str, choice["enum"]))
+    match choice.get("type"):
+        case "boolean":
+            return "true | false"
+        case "array":
+            return f"a list of: {_allowed(choice.get('items', {}))}"
+        case "object":
+            values = choice.get("additionalProperties")
+            return f"keys with: {_allowed(values)}" if isinstance(values, dict) else "keys"
+        case None:
+            return "any value"
+        case kind:
+            bounds = [text.format(choice[b]) for b, text in _BOUNDS.items() if b in choice]
+            return ", ".join([_KINDS.get(kind, kind), *bounds])
