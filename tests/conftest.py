@@ -28,8 +28,9 @@ MakeSnapshot = Callable[..., str]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where processes share the tests, a file's stay together, and all that look at the way."""
     for item in items:
-        wanted = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("way" if "way" in wanted else str(item.path)))
+        file = item.nodeid.partition("::")[0]
+        on_way = "way" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("way" if on_way else file))
 
 
 @pytest.fixture

@@ -157,8 +157,7 @@ def _features(body: Body, images: tf.Tensor, dim: int, name: str) -> Any:
         if policy.compute_dtype == "float32":
             raise  # it is the function's own
         raise ConfigError(
-            f"train.network = {name!r} does not work in {policy.name} "
-            f"({str(error).strip()[:200]})",
+            f"train.network = {name!r} does not work in {policy.name} ({str(error).strip()[:200]})",
             remedy="Set train.precision to float32, or cast to one dtype what it combines",
         ) from error
 
