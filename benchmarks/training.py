@@ -7,7 +7,7 @@ Images of 28 x 28, batches of 10 x 8, the network and the loss of the demo, one 
 - bare: a tf.function over the same network, loss and optimiser, batches in memory;
 - fit: `lookalike`'s training in one process, from a snapshot;
 - auto: the same in the precision that `train.precision: auto` takes on this machine;
-- 1 rank, 2 ranks: `fit` as Horovod ranks, also with batches of 10 x 32: ranks exchange as much for
+- 1 rank, 2 ranks: `fit` as Horovod ranks, also with batches of 10 x 32: gradients are as many for
   many images as for few;
 - beside: two of `fit` at once that know nothing of one another: what two ranks could reach at most
   on this machine, whose cores share caches, memory and clock.

@@ -231,7 +231,9 @@ def release(
 @app.command()
 def keys(
     called: typer.Context,
-    key: Annotated[str, typer.Argument(help="One of them, with those below it.")] = "",
+    key: Annotated[
+        str, typer.Argument(help="One, e.g. train.loss, with those below it; else all.")
+    ] = "",
 ) -> None:
     """Show the keys of a recipe, their defaults, and what they may be."""
     from lookalike.config import manual

@@ -1,5 +1,6 @@
 """What `lookalike keys` lists is what a recipe may say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,37 @@ def flat(raw: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 @pytest.mark.parametrize("recipe", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_what_the_recipes_say_is_listed_with_its_default(recipe: Path) -> None:
-    listed = {key.name: key for key in keys()}
+def test_what_the_recipes_say_is_listed(recipe: Path) -> None:
+    listed = {key.name for key in keys()}
     said = flat(yaml.safe_load(recipe.read_text(encoding="utf-8")))
     # What stands below these has names of the user's own.
     free = tuple(f"{key.name}." for key in keys() if key.allowed.startswith("keys"))
-    unlisted = {name for name in said - set(listed) if not name.startswith(free)}
-    assert unlisted == set()
-    train = config.Train().model_dump()
-    for name in said:
-        if name.startswith("train.") and name.count(".") == 1:
-            default = train[name.removeprefix("train.")]
-            assert yaml.safe_load(listed[name].default or "") == default, name
+    assert {name for name in said - listed if not name.startswith(free)} == set()
+
+
+def test_defaults_are_those_of_a_recipe_that_says_no_more_than_it_must(tmp_path: Path) -> None:
+    least = {
+        "name": "least",
+        "warehouse": {"tables": "tables", "files": "files"},
+        "data": {"source": "folder", "root": "photos"},
+    }
+    conf = tmp_path / "least.yaml"
+    conf.write_text(yaml.safe_dump(least), encoding="utf-8")
+    recipe = config.load(conf, ["tune.trials=0"]).model_dump()
+    listed = {
+        key.name: key.default for key in keys() if "source: folder" in key.only or not key.only
+    }
+    compared = 0
+    for name, default in listed.items():
+        value: Any = recipe
+        for part in name.split("."):
+            value = value[part]
+        if default is None:
+            assert name in flat(least)
+        elif name != "tune.trials":
+            assert json.loads(default) == json.loads(json.dumps(value)), name
+            compared += 1
+    assert compared > 100
 
 
 def test_a_key_is_listed_with_those_below_it_once() -> None:
@@ -51,8 +71,14 @@ def test_a_key_is_listed_with_those_below_it_once() -> None:
 
 
 def test_a_key_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no key 'train.epoch'.*Allowed: name, seed, warehouse"):
+    with pytest.raises(
+        ConfigError, match=r"no key 'train.epoch'.*Allowed: train.ranks, train.threads"
+    ):
         keys("train.epoch")
+    with pytest.raises(ConfigError, match=r"no key 'trian.epochs'.*Allowed: name, seed, warehouse"):
+        keys("trian.epochs")
+    with pytest.raises(ConfigError, match=r"Allowed: train.loss.name, train.loss.alpha"):
+        keys("train.loss.gamma")
 
 
 def test_the_command_prints_a_line_a_key(capfd: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,10 @@ def mixes(images, dim):
     return x * tf.reduce_mean(images, [1, 2, 3])[:, None]
 
 
+def wrong(images, dim):
+    raise ValueError("wrong in any precision")
+
+
 def model(images, dim):
     return tf.keras.Sequential([layers.Flatten(), layers.Dense(dim)])
 
@@ -163,6 +167,9 @@ def test_a_network_that_does_not_work_in_halves_is_told(halves: str) -> None:
     said = f"'own_networks:mixes' does not work in mixed_{halves} .*train.precision to float32"
     with pytest.raises(ConfigError, match=said):
         made("own_networks:mixes")
+    with pytest.raises(ValueError, match="wrong in any precision"):
+        made("own_networks:wrong")
+    assert tf.keras.mixed_precision.global_policy().name == f"mixed_{halves}"
     tf.keras.mixed_precision.set_global_policy("float32")
     assert made("own_networks:mixes").output_shape == (None, 8)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from lookalike.config import Train
 
 OWN_NETWORK = '''
 import tensorflow as tf
@@ -57,7 +60,7 @@ def computed(size: int, alone: bool, folder: str) -> dict[str, Any]:
     import tensorflow as tf
 
     from lookalike.images import Preprocessing
-    from lookalike.model import networks
+    from lookalike.model import fit, networks, process
     from lookalike.model.ranks import Ranks
 
     sys.path.insert(0, folder)
@@ -91,6 +94,10 @@ def computed(size: int, alone: bool, folder: str) -> dict[str, Any]:
     shared = tf.Variable(float(ranks.rank))
     ranks.share([shared])
     found["facts"] = (ranks.rank, ranks.size, ranks.local_size, ranks.devices, float(shared))
+    if not alone:  # each as if on a machine of another kind
+        process._CPU = Path(folder) / f"cpu of rank {ranks.rank}"
+        process._CPU.write_text("amx_bf16" if ranks.rank > 0 else "none", encoding="utf-8")
+        found["precision"] = fit._precision(Train(), ranks, None)
     return found
 
 
@@ -201,6 +208,11 @@ def test_ranks_know_each_other(both: Both) -> None:
     size = len(together)
     # No GPUs from Spark, where Spark is not; and rank 0's value.
     assert [rank["facts"] for rank in together] == [(r, size, size, (), 0.0) for r in range(size)]
+
+
+def test_ranks_on_machines_of_other_kinds_train_in_one_precision(both: Both) -> None:
+    _, together = both
+    assert len({rank["precision"] for rank in together}) == 1
 
 
 def test_a_rank_in_spark_has_the_gpus_that_spark_gave_it() -> None:

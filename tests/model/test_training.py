@@ -12,7 +12,7 @@ from lookalike import encoder
 from lookalike.config import Augment, Budget, Train
 from lookalike.errors import LookalikeError
 from lookalike.images import encode_png
-from lookalike.metrics import Calibration
+from lookalike.metrics import Calibration, exact_scores
 from lookalike.model.checkpoints import Checkpoints
 from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
@@ -42,9 +42,14 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
         def step(self, done: int, total: int) -> None:
             steps.append((done, total))
 
-    fitted = fit.fit(snapshot, train, 1, Ranks(), Watcher())
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        fitted = fit.fit(snapshot, train, 1, Ranks(), Watcher())
+        assert tf.keras.mixed_precision.global_policy().name == "mixed_float16"  # as it was
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
     assert fitted.precision == precision
-    assert tf.keras.mixed_precision.global_policy().name == "float32"  # as it was
+    assert fitted.best == fitted.epochs[-1]
     assert [done for done, _ in steps] == list(range(1, 61))
     assert {total for _, total in steps} == {60}
     # Chance is about 1/5; the classes differ by a bright row.
@@ -55,7 +60,10 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
     specification = encoder.Specification(snapshot.preprocessing, "cosine", 8, Calibration(-9, 3))
     committed = encoder.commit(str(tmp_path / "encoders"), graph, specification, {})
     opened = encoder.Encoder.open(committed.uri)
-    pixels, _ = snapshot.validation()
+    pixels, classes = snapshot.validation()
+    # What is said of it is said of the network that leaves.
+    found = exact_scores(fitted.after, classes, fitted.after, classes, np.arange(len(classes)))
+    assert fitted.scores.map_at_r == found.map_at_r
     files = [encode_png(image[:, :, 0]) for image in pixels]
     assert np.abs(opened.encode(files) - fitted.after).max() <= 1e-5
     turned = [encode_png(image[:, ::-1, 0]) for image in pixels]
@@ -68,7 +76,7 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
 def small(**values: object) -> Train:
     given: dict[str, object] = {
         "network": "simple_cnn", "embedding_size": 8, "classes_per_batch": 5,
-        "images_per_class": 4, "epochs": 4, "learning_rate": 0.005,
+        "images_per_class": 4, "epochs": 4, "learning_rate": 0.005, "precision": "float32",
     }  # fmt: skip
     return Train.model_validate(given | values)
 

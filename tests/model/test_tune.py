@@ -24,6 +24,7 @@ SMALL = Train.model_validate(
         "classes_per_batch": 4,
         "images_per_class": 4,
         "threads": 1,
+        "precision": "float32",
     }
 )
 

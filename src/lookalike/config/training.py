@@ -39,8 +39,8 @@ class Train(Model):
         Field(pattern=r"^(compact_resnet(_48)?|simple_cnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$"),
     ] = Field(
         "compact_resnet",
-        description="_48: of 48 filters in place of 32; or a function of yours: "
-        "package.module:function",
+        description="compact_resnet, compact_resnet_48 (of 48 filters in place of 32), simple_cnn, "
+        "or a function of yours: package.module:function",
     )
     init_from: str | None = Field(
         None, description="folder or URI of an encoder whose weights training starts from"
@@ -77,8 +77,8 @@ class Train(Model):
     ema: Share = Field(0.0, description="decay of the weights' moving average; 0: none")
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "auto",
-        description="auto: mixed_float16 on a GPU, mixed_bfloat16 on a CPU with units for its "
-        "matrices (AMX), float32 elsewhere",
+        description="auto: mixed_float16 on a GPU, mixed_bfloat16 on a CPU with matrix units "
+        "(AMX), float32 elsewhere",
     )
     sync_batch_norm: bool = Field(False, description="normalise over the batch of all ranks")
     deterministic: bool = Field(False, description="slower operations that repeat to the bit")

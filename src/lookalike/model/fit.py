@@ -46,7 +46,8 @@ class Fitted:
         epochs: what each epoch brought.
         best: the epoch that the weights are of, with the scores of the network as it is here: in
             float32, whatever it was trained in.
-        before, after: float32 (n, dim), vectors of the untrained and of the trained network.
+        before, after: float32 (n, dim), vectors of the untrained and of the trained network, the
+            former computed as it is trained.
         classes: int32 (n,), class numbers of the validation images.
         precision: Keras's policy that it was trained with.
     """
@@ -63,6 +64,15 @@ class Fitted:
     def scores(self) -> Scores:
         """On the validation split, itself left out."""
         return self.best.validation
+
+
+def _precision(train: Train, ranks: Ranks, keeper: Checkpoints | None) -> str:
+    """The policy of Keras to train with, the same on all ranks, even where their machines differ;
+    a training that goes on goes on as it began."""
+    kept = keeper.newest() if keeper is not None and ranks.rank == 0 else None
+    begun = None if kept is None else Place.of(kept.meta["place"]).precision
+    told: str = ranks.told(begun or process.precision(train))
+    return told
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ def fit(
     budget = budget or Budget(epochs=train.epochs)
     own = tf.keras.mixed_precision.global_policy()
     try:
+        tf.keras.mixed_precision.set_global_policy(_precision(train, ranks, keeper))
         return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper, budget).run()
     finally:
         tf.keras.mixed_precision.set_global_policy(own)
@@ -120,9 +131,6 @@ class _Training:
         tf.keras.utils.set_random_seed(seed)
         self.snapshot, self.train, self.seed, self.ranks = snapshot, train, seed, ranks
         self.watcher, self.keeper, self.budget = watcher, keeper, budget
-        # Of one kind, on whatever machines the ranks are.
-        self.precision = ranks.told(process.precision(train))
-        tf.keras.mixed_precision.set_global_policy(self.precision)
         self.per_epoch = planning.steps_per_epoch(snapshot.train_items, ranks.size, train.batch)
         self.steps = budget.steps or self.per_epoch * (budget.epochs or train.epochs)
         """In all; of a budget of minutes as many as will be, as it looks until now."""
@@ -142,7 +150,7 @@ class _Training:
         self.state = tf.train.Checkpoint(
             network=self.network, optimizer=self.optimizer, objective=self.objective
         )
-        self.place = Place()
+        self.place = Place(precision=tf.keras.mixed_precision.global_policy().name)
         self.cache: Path | None = None
         self.best: list[np.ndarray] = []
         """Weights of the best epoch, where training may go on beyond it."""
@@ -174,15 +182,18 @@ class _Training:
         if self.best:
             best = max(curve, key=lambda epoch: epoch.validation.map_at_r)
             self.network.set_weights(self.best)
-        if self.precision != "float32":
+        if self.place.precision != "float32":
             # What is exported computes alike everywhere.
             tf.keras.mixed_precision.set_global_policy("float32")
             trained = self.network.get_weights()
             self._use(self._network())
             self.network.set_weights(trained)
         after = self._vectors(pixels)
-        best = replace(best, validation=validation.scores(after, classes, self.ranks))
-        return Fitted(self.encoder, tuple(curve), best, before, after, classes, self.precision)
+        if self.place.precision != "float32":
+            best = replace(best, validation=validation.scores(after, classes, self.ranks))
+            curve[best.number] = best
+        precision = self.place.precision
+        return Fitted(self.encoder, tuple(curve), best, before, after, classes, precision)
 
     def _use(self, network: tf.keras.Model) -> None:
         """Train this network; what makes vectors of it has the same weights."""
@@ -366,7 +377,7 @@ class _Training:
                 ) from error
             with np.load(files / _BEST, allow_pickle=False) as best:
                 self.best = [best[f"arr_{i}"] for i in range(len(best))]
-        self.place = Place.of(kept.meta["place"])
+        self.place = replace(Place.of(kept.meta["place"]), precision=self.place.precision)
         self.watcher.resumed(kept.meta["step"])
 
     def _average_statistics(self) -> None:

@@ -24,8 +24,8 @@ Body = Callable[[tf.Tensor, int], tf.Tensor]
 """From images, float32 (n, size, size, channels) in [0, 1], and dim to features, (n, dim).
 
 It makes its layers anew each time that it is called: once to train, and once more where it was
-trained in halves, for the network of float32 that is exported. Layers give halves then; what is
-computed of them and of others is to be cast to one dtype.
+trained in halves, for the network of float32 that is exported. In halves, layers return float16 or
+bfloat16 and the images stay float32: cast before combining the two.
 """
 
 
@@ -155,7 +155,12 @@ def _features(body: Body, images: tf.Tensor, dim: int, name: str) -> Any:
         return body(images, dim)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         if policy.compute_dtype == "float32":
-            raise  # it is the function's own
+            raise
+        keras.mixed_precision.set_global_policy("float32")
+        try:
+            body(images, dim)  # what is wrong in any precision is the function's own to say
+        finally:
+            keras.mixed_precision.set_global_policy(policy)
         raise ConfigError(
             f"train.network = {name!r} does not work in {policy.name} ({str(error).strip()[:200]})",
             remedy="Set train.precision to float32, or cast to one dtype what it combines",

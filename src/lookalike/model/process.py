@@ -12,7 +12,7 @@ from lookalike.errors import ConfigError
 from lookalike.model.ranks import Ranks
 
 _CPU = Path("/proc/cpuinfo")
-"""Where Linux tells what the CPU can do, and the kernel lets it."""
+"""Where Linux lists what the CPU can do and the kernel allows."""
 
 
 def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # noqa: B008
@@ -54,7 +54,7 @@ def _cores() -> int:
 
 
 def set_determinism(train: Train) -> None:
-    """Whether is computed alike each time from now on."""
+    """Let operations repeat to the bit from now on, where `train` asks for it."""
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
         tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -63,13 +63,13 @@ def set_determinism(train: Train) -> None:
 def precision(train: Train) -> str:
     """The policy of Keras to train with: where `train` leaves it open, the fastest here.
 
-    bfloat16 only where a CPU has units for its matrices, which oneDNN uses: elsewhere it is no
-    faster, or emulated.
+    bfloat16 only where a CPU has matrix units, which oneDNN uses: elsewhere it is no faster, or
+    emulated.
     """
     if train.precision != "auto":
         return train.precision
     if tf.config.list_physical_devices("GPU"):
         return "mixed_float16"
     has_units = _CPU.exists() and "amx_bf16" in _CPU.read_text()
-    used = os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
+    used = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")
     return "mixed_bfloat16" if has_units and used else "float32"

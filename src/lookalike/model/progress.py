@@ -56,6 +56,8 @@ class Place:
     """Seconds of training steps, where they are what is budgeted."""
     loss: float = 0.0
     repeated: int = 0
+    precision: str = ""
+    """Keras's policy that is trained with; of checkpoints of before, not known."""
     curve: list[Epoch] = field(default_factory=list)
 
     @classmethod

@@ -49,7 +49,7 @@ class Query:
         image: an image file, its bytes or path.
         item_id: of an item of the catalogue.
         vector: as many numbers as the encoder gives.
-        text: for a release whose encoder takes texts.
+        text: no encoder takes texts yet; the answer says so.
     """
 
     image: bytes | Path | None = None
