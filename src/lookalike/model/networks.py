@@ -162,7 +162,8 @@ def _features(body: Body, images: tf.Tensor, dim: int, name: str) -> Any:
         finally:
             keras.mixed_precision.set_global_policy(policy)
         raise ConfigError(
-            f"train.network = {name!r} does not work in {policy.name} ({str(error).strip()[:200]})",
+            f"train.network = {name!r} does not work in {policy.name} "
+            f"({' '.join(str(error).split())[:200]})",
             remedy="Set train.precision to float32, or cast to one dtype what it combines",
         ) from error
 
