@@ -25,15 +25,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 MakeSnapshot = Callable[..., str]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the tests, a file's stay together, and all that look at the way."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        on_way = "way" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("way" if on_way else file))
-
-
 @pytest.fixture
 def make_snapshot(tmp_path: Path) -> MakeSnapshot:
     """Write a snapshot of noise: images of class c are bright in row c. Returns its URI.
