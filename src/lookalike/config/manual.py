@@ -51,9 +51,9 @@ def keys(beginning: str = "") -> list[Key]:
         above = beginning
         while above and not any(key.name.startswith(f"{above}.") for key in every):
             above = above.rpartition(".")[0]
-        depth = above.count(".") + 1 if above else 0
-        below = (key.name.split(".") for key in every if key.name.startswith(above))
-        names = dict.fromkeys(".".join(parts[: depth + 1]) for parts in below)
+        prefix = f"{above}." if above else ""
+        below = [k.name.removeprefix(prefix) for k in every if k.name.startswith(prefix)]
+        names = dict.fromkeys(prefix + name.partition(".")[0] for name in below)
         raise ConfigError(f"a recipe has no key {beginning!r}", allowed=", ".join(names))
     return found
 
