@@ -97,7 +97,7 @@ def computed(size: int, alone: bool, folder: str) -> dict[str, Any]:
     if not alone:  # each as if on a machine of another kind
         process._CPU = Path(folder) / f"cpu of rank {ranks.rank}"
         process._CPU.write_text("amx_bf16" if ranks.rank > 0 else "none", encoding="utf-8")
-        found["precision"] = fit._precision(Train(), ranks, None)
+        _, found["precision"] = fit._begun(Train(), ranks, None)
     return found
 
 

@@ -222,6 +222,30 @@ def test_what_is_no_number_is_named_with_its_step_and_the_last_checkpoint(
         training.run()
 
 
+def test_a_training_goes_on_in_the_precision_that_it_began_in(
+    make_snapshot: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun on a machine that trains in bfloat16, it goes on so on one that would not."""
+    import tensorflow as tf
+
+    from lookalike.model import fit, process
+    from lookalike.model.ranks import Ranks
+
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU, which decides")
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    train = small(precision="auto", checkpoint_steps=3)
+    kept = Checkpoints(str(tmp_path / "kept"))
+    about = tmp_path / "cpuinfo"
+    monkeypatch.setattr(process, "_CPU", about)
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    about.write_text("amx_bf16", encoding="utf-8")
+    assert fit.fit(snapshot, train, 1, Ranks(), None, kept).precision == "mixed_bfloat16"
+    about.write_text("none", encoding="utf-8")
+    assert fit.fit(snapshot, train, 1, Ranks(), None, kept).precision == "mixed_bfloat16"
+    assert fit.fit(snapshot, train, 1, Ranks()).precision == "float32"
+
+
 _WITH_LITTLE_ROOM = """
 import resource, sys
 from lookalike.config import Train

@@ -66,12 +66,12 @@ class Fitted:
         return self.best.validation
 
 
-def _precision(train: Train, ranks: Ranks, keeper: Checkpoints | None) -> str:
-    """The policy of Keras to train with, the same on all ranks, even where their machines differ;
-    a training that goes on goes on as it began."""
+def _begun(train: Train, ranks: Ranks, keeper: Checkpoints | None) -> tuple[str | None, str]:
+    """What all ranks begin with, even where their machines differ: the checkpoint to go on from,
+    and the policy of Keras to train with. A training that goes on goes on as it began."""
     kept = keeper.newest() if keeper is not None and ranks.rank == 0 else None
-    begun = None if kept is None else Place.of(kept.meta["place"]).precision
-    told: str = ranks.told(begun or process.precision(train))
+    uri, before = (None, "") if kept is None else (kept.uri, Place.of(kept.meta["place"]).precision)
+    told: tuple[str | None, str] = ranks.told((uri, before or process.precision(train)))
     return told
 
 
@@ -111,8 +111,10 @@ def fit(
     budget = budget or Budget(epochs=train.epochs)
     own = tf.keras.mixed_precision.global_policy()
     try:
-        tf.keras.mixed_precision.set_global_policy(_precision(train, ranks, keeper))
-        return _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper, budget).run()
+        checkpoint, precision = _begun(train, ranks, keeper)
+        tf.keras.mixed_precision.set_global_policy(precision)
+        training = _Training(snapshot, train, seed, ranks, watcher or Watcher(), keeper, budget)
+        return training.run(checkpoint)
     finally:
         tf.keras.mixed_precision.set_global_policy(own)
 
@@ -155,16 +157,18 @@ class _Training:
         self.best: list[np.ndarray] = []
         """Weights of the best epoch, where training may go on beyond it."""
 
-    def run(self) -> Fitted:
+    def run(self, checkpoint: str | None = None) -> Fitted:
+        """Train, from a checkpoint's URI on or from the beginning."""
         if not self.snapshot.remote:
-            return self._run()
+            return self._run(checkpoint)
         with reader.cache_folder() as self.cache:
-            return self._run()
+            return self._run(checkpoint)
 
-    def _run(self) -> Fitted:
+    def _run(self, checkpoint: str | None) -> Fitted:
         pixels, classes = self.snapshot.validation()
         before = self._vectors(pixels)
-        self._resume()
+        if checkpoint is not None:
+            self._resume(checkpoint)
         batches = feed.stream(
             self.snapshot, self._shard(), self.train.augment, self.place.epoch, self.place.step
         )
@@ -182,17 +186,18 @@ class _Training:
         if self.best:
             best = max(curve, key=lambda epoch: epoch.validation.map_at_r)
             self.network.set_weights(self.best)
-        if self.place.precision != "float32":
-            # What is exported computes alike everywhere.
+        precision = self.place.precision
+        if precision == "float32":
+            after = self._vectors(pixels)
+        else:
+            # What is exported computes alike everywhere, and what is said is said of it.
             tf.keras.mixed_precision.set_global_policy("float32")
             trained = self.network.get_weights()
             self._use(self._network())
             self.network.set_weights(trained)
-        after = self._vectors(pixels)
-        if self.place.precision != "float32":
+            after = self._vectors(pixels)
             best = replace(best, validation=validation.scores(after, classes, self.ranks))
             curve[best.number] = best
-        precision = self.place.precision
         return Fitted(self.encoder, tuple(curve), best, before, after, classes, precision)
 
     def _use(self, network: tf.keras.Model) -> None:
@@ -356,13 +361,7 @@ class _Training:
                 ) from error
             self.keeper.save(folder, self._done, asdict(self.place))
 
-    def _resume(self) -> None:
-        found = None
-        if self.ranks.rank == 0 and self.keeper is not None:
-            found = self.keeper.newest()
-        uri = self.ranks.told(None if found is None else found.uri)
-        if uri is None:
-            return
+    def _resume(self, uri: str) -> None:
         kept = artifacts.open_artifact(uri, checkpoints.KIND)
         with artifacts.workbench() as folder:
             files = artifacts.fetch(kept, folder)
