@@ -63,6 +63,23 @@ def test_changes_are_found_at_once_and_by_filters(index: Index) -> None:
     assert first(index, far) == "item 007"
 
 
+def test_live_vectors_of_a_delta_are_gathered_once_a_change(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[object] = []
+    take = index._delta.vectors.take
+    monkeypatch.setattr(index._delta.vectors, "take", lambda r: taken.append(r) or take(r))
+    far = np.full((3, DIM), 50.0)
+    far[1:] += [[1], [2]]
+    index.add(["new", "newer", "newest"], far, ["a", "a", "b"])
+    for gone, left in (("new", "newer"), ("newer", "newest")):
+        index.delete([gone])
+        for where in (None, "label in ('a', 'b')"):
+            taken.clear()
+            assert [first(index, far[0], where) for _ in range(3)] == [left] * 3
+            assert len(taken) == 1
+
+
 def test_a_selection_is_of_those_that_were_there(index: Index) -> None:
     selection = index.among(["item 001", "item 002", "later", "nobody"])
     index.add(["later"], np.zeros((1, DIM)))

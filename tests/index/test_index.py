@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,6 +352,56 @@ def test_opening_refuses_files_of_zeros(built: tuple[str, str], name: str) -> No
         file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
         Index.open(root, version)
+
+
+_OPENED = """
+import resource, sys
+from pathlib import Path
+from lookalike.errors import ArtifactError
+from lookalike.index import Index
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+root, version, file = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+whole = file.read_bytes()
+for place in map(int, sys.argv[4:]):
+    damaged = bytearray(whole)
+    damaged[place] ^= 1
+    file.write_bytes(damaged)
+    try:
+        Index.open(root, version)
+    except ArtifactError as error:
+        print(place, file.name in str(error))
+    else:
+        print(place, "opened")
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "places"),
+    [
+        # Dimension, vectors, whether trained, metric; then sizes of what follows.
+        ("exact", "vectors.faiss", (4, 8, 33, 37)),
+        ("kd_tree", "vectors.faiss", (4, 8, 33, 37)),
+        ("hnsw", "vectors.faiss", (4, 8, 33, 37, 41, 110)),
+        ("ivf_flat", "vectors.faiss", (4, 8, 32, 33, 94)),
+        ("ivf_sq8", "vectors.faiss", (4, 8, 32, 33, 94)),
+        ("ivf_pq", "vectors.faiss", (4, 8)),
+        # The header's text; the shape.
+        ("ivf_sq8", "originals.npy", (10, 60, 61)),
+        # The footer: widths of integers, names.
+        ("exact", "items.arrow", (-90, -78)),
+    ],
+)
+def test_opening_names_files_whose_headers_are_damaged(
+    vectors: np.ndarray, tmp_path: Path, kind: str, name: str, places: tuple[int, ...]
+) -> None:
+    """In a process of its own: a damaged size may ask for all the memory there is."""
+    index = indexed(naive_of(vectors[:200]), tmp_path, replace(plan_of(kind), nlist=8))
+    (file,) = tmp_path.glob(f"parts/*/{name}")
+    (version,) = (tmp_path / "versions").iterdir()
+    assert len(index) == 200
+    command = [sys.executable, "-c", _OPENED, str(tmp_path), version.name, str(file)]
+    done = subprocess.run([*command, *map(str, places)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == [f"{place} True" for place in places]
 
 
 def test_opening_refuses_a_manifest_of_another_version(

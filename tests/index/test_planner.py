@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from naive import Item, Naive, indexed
 
 from lookalike import artifacts
 from lookalike.errors import ConfigError
-from lookalike.index import Index, Wishes, kinds
+from lookalike.index import Index, Wishes, kinds, nearest, planner
 from lookalike.index.plan import KINDS, Plan
-from lookalike.index.planner import Choice, Trial
+from lookalike.index.planner import Choice, Trial, candidates
 from lookalike.index.spool import Spool
 from lookalike.steps import plan_picture
 
@@ -82,7 +83,8 @@ def test_all_that_was_tried_is_told_and_drawn(tmp_path: Path, naive: Naive) -> N
         assert [p["effort"] for p in trial["points"]] == sorted(
             {p["effort"] for p in trial["points"]}
         )
-        assert trial["bytes"] == Plan(**trial["plan"]).bytes_of(9000, DIM)
+        # What comes before a rebuild lies beside the base, as whole vectors.
+        assert trial["bytes"] == Plan(**trial["plan"]).bytes_of(COUNT, DIM) + 3000 * 4 * DIM
     (version,) = Path(index._root, "versions").iterdir()
     assert (version / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert "plan.png" in [
@@ -102,6 +104,41 @@ def test_memory_is_a_limit(tmp_path: Path, naive: Naive) -> None:
     assert verdicts["exact"] == verdicts["hnsw"] == "memory"
 
 
+def test_short_codes_alone_are_tried_where_no_more_fits() -> None:
+    def fitting(wishes: Wishes) -> set[tuple[str, int, int]]:
+        plans = candidates(10**6, 128, "cosine", wishes)
+        room = wishes.memory or 10**12
+        fits = [plan for plan in plans if wishes.bytes_of(plan, 10**6, 128) <= room]
+        return {(plan.kind, plan.pq_bytes, plan.rerank) for plan in fits}
+
+    assert fitting(Wishes(memory=30 * 10**6)) == {("ivf_pq", 16, 0)}
+    assert fitting(Wishes(memory=45 * 10**6)) == {("ivf_pq", 16, 0), ("ivf_pq", 32, 0)}
+    # Where whole vectors have room, not.
+    assert ("ivf_pq", 16, 0) not in fitting(Wishes(kinds=("ivf_pq",)))
+
+
+@pytest.mark.parametrize(("prefer", "sizes"), [("latency", {1}), ("throughput", {60})])
+def test_what_is_preferred_is_what_is_timed(
+    naive: Naive, monkeypatch: pytest.MonkeyPatch, prefer: Any, sizes: set[int]
+) -> None:
+    """One query after another, or all at once; recall is that of all at once."""
+    searched: list[int] = []
+
+    def search(vectors: Any, queries: np.ndarray, *more: Any) -> Any:
+        searched.append(len(queries))
+        return nearest.search(vectors, queries, *more)
+
+    monkeypatch.setattr(planner, "nearest", SimpleNamespace(search=search))
+    vectors = np.stack([item.vector for item in naive.items.values()])[:600].astype(np.float32)
+    wishes = Wishes(prefer=prefer)
+    test = planner._Test.of(vectors[540:], Spool(vectors[:540]), 540, "l2", wishes)
+    built = kinds.empty(Plan("exact"), "l2", vectors)
+    built.add(vectors[:540])
+    test.climb(built)
+    assert searched[0] == 60
+    assert set(searched[1:]) == sizes
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_are_what_files_take(tmp_path: Path, naive: Naive, kind: str) -> None:
     plan = Plan(kind, nlist=60, pq_bytes=6)
@@ -118,7 +155,10 @@ def test_bytes_are_what_files_take(tmp_path: Path, naive: Naive, kind: str) -> N
 @pytest.mark.parametrize(
     ("wishes", "said"),
     [
-        ({"memory": 1000}, r"in 1,000 bytes .* the nearest is ivf_\w+ from [\d,]+ bytes on"),
+        (
+            {"memory": 1000},
+            r"in 1,000 bytes .* the nearest is ivf_\w+ from [\d,]+ bytes on, its recall not",
+        ),
         (
             {"recall": 0.999, "kinds": ("ivf_pq",), "memory": 150_000},
             r"recall 0.999 .* the nearest is recall 0\.\d+ by ivf_pq in [\d,]+ bytes",

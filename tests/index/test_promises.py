@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from naive import Item, Naive, indexed
 
 from lookalike.index import Index, Plan
+from lookalike.index.flat import Flat, Graph, Tree
 from lookalike.index.metric import METRICS
 from lookalike.index.plan import CODED, KINDS
+from lookalike.index.rows import Rows
 
 PAIRS = [(k, m) for k in KINDS for m in METRICS if (k, m) != ("kd_tree", "dot")]
-QUICK = Plan(m=8, ef_construction=40, ef_search=24, nlist=6, nprobe=1, pq_bytes=4, rerank=6)
+# Of so few neighbours that a graph is walked among some hundreds of items.
+QUICK = Plan(m=2, ef_construction=40, ef_search=2, nlist=6, nprobe=1, pq_bytes=4, rerank=6)
 FILTERS = {
     None: lambda *_: True,
     "label == 'a'": lambda _, item: item.label == "a",
@@ -47,7 +50,7 @@ class Case:
 CASES = st.builds(
     Case,
     seed=st.integers(0, 2**16),
-    count=st.integers(1, 120),
+    count=st.one_of(st.integers(1, 120), st.integers(300, 400)),
     dim=st.integers(1, 9),
     twins=st.sampled_from([0.0, 0.5, 1.0]),
     zeros=st.sampled_from([0.0, 0.1]),
@@ -99,6 +102,29 @@ def known(index: Index, where: str | None) -> bool:
 )
 @given(case=CASES)
 def test_exactly_the_matches_that_there_are(kind: str, metric: str, case: Case) -> None:
+    exactly_the_matches(kind, metric, case)
+
+
+@pytest.mark.parametrize("where", [None, "not label in ('a', 'b')"])
+@pytest.mark.parametrize(("kind", "own"), [("hnsw", Graph), ("kd_tree", Tree)])
+def test_they_are_found_by_the_kinds_own_search(
+    kind: str, own: type[Flat], where: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among so many that comparing with each would cost more."""
+    walked: list[bool] = []
+    search = own.search
+
+    def spied(vectors: Any, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Any:
+        walked.append(rows.whole)
+        return search(vectors, queries, k, rows, effort)
+
+    monkeypatch.setattr(own, "search", spied)
+    exactly_the_matches(kind, "l2", Case(0, 400, 5, 0.5, 0.1, (), where, 1, False))
+    assert walked
+    assert all(whole == (where is None) for whole in walked)
+
+
+def exactly_the_matches(kind: str, metric: str, case: Case) -> None:
     random = np.random.default_rng(case.seed)
     naive = Naive(metric, {f"item {i}": item_of(case, random) for i in range(case.count)})
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,6 @@ class Buffer(Vectors):
 
     def __init__(self, dim: int, metric: Metric):
         super().__init__(Plan("exact"), metric)
-        self.at_hand = self._fetched  # its rows are others at each search
         self._array = np.empty((16, dim), np.float32)
         self._count = 0
 
@@ -74,9 +73,18 @@ class Delta:
         self.keys: set[str] = set()
         self.alive = np.zeros(16, bool)
         self.rows: dict[str, int] = {}
+        self._found: Rows | None = None
 
     def __len__(self) -> int:
         return self.vectors.count
+
+    @property
+    def found(self) -> Rows:
+        """The rows that are alive: the same until the next change, so that what is worked out of
+        them is worked out once."""
+        if self._found is None:
+            self._found = Rows.of(self.alive[: len(self)])
+        return self._found
 
     def add(
         self,
@@ -98,10 +106,12 @@ class Delta:
         self.vectors.add(vectors)
         for row, item_id in enumerate(ids, start=begin):
             self.rows[item_id] = row
+        self._found = None
 
     def kill(self, row: int) -> None:
         """Take a row out of what is found."""
         self.alive[row] = False
+        self._found = None
         if self.rows.get(self.ids[row]) == row:
             del self.rows[self.ids[row]]
 

@@ -9,7 +9,7 @@ import numpy as np
 from lookalike.columns import FAMILY
 from lookalike.index.delta import Delta
 from lookalike.index.items import Items
-from lookalike.index.rows import NO_ROWS, Rows
+from lookalike.index.rows import Rows
 from lookalike.index.where import Where, parse, unknown
 
 _REMEMBERED = 32
@@ -27,22 +27,23 @@ class Matching:
         self._base = base
         self.delta = delta
         self._alive: tuple[Rows, Rows] | None = None
+        self._later: tuple[Rows, Rows] | None = None
 
-    def among(self, alive: Rows, delta: np.ndarray) -> tuple[Rows, Rows]:
+    def among(self, alive: Rows, later: Rows) -> tuple[Rows, Rows]:
         """Those that are alive.
 
         Args:
             alive: rows of the base.
-            delta: bool, by row of the delta.
+            later: rows of the delta.
         """
-        # Worked out once for a state of the base.
+        # Worked out once for a state of the base, and of the delta.
         if self._alive is None or self._alive[0] is not alive:
             self._alive = (alive, self._base if alive.whole else self._base & alive)
-        if not len(delta):
-            return self._alive[1], NO_ROWS
-        matches = np.zeros(len(delta), bool)
-        matches[: len(self.delta)] = self.delta
-        return self._alive[1], Rows.of(delta & matches)
+        if self._later is None or self._later[0] is not later:
+            matches = np.zeros(later.total, bool)
+            matches[: len(self.delta)] = self.delta
+            self._later = (later, Rows.of(later.mask & matches))
+        return self._alive[1], self._later[1]
 
 
 class Filters:

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ _ONE_BY_ONE: Final = 50
 """Rows whose texts are read faster one by one than by a call of Arrow's."""
 _LARGE: Final = 2**31  # bytes of text that offsets of int32 do not reach
 _NUMBER: Final = r"^[+-]?([0-9]{1,200}(\.[0-9]{0,200})?|\.[0-9]{1,200})([eE][+-]?[0-9]{1,2})?$"
+
+UNREADABLE: Final = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError)
+"""What reading a damaged Arrow file raises: something is not there, or is of another type."""
 
 Attributes = Mapping[str, str] | None
 
@@ -130,7 +133,7 @@ class Items:
             if columns[LABEL].type == pa.string():  # format 1
                 columns[LABEL] = columns[LABEL].dictionary_encode()
             return cls(columns, runs or [(0, table.num_rows)])
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except UNREADABLE as error:
             raise ArtifactError(
                 f"{file} cannot be read ({str(error).splitlines()[0]})",
                 remedy="Run `lookalike index` again",
@@ -149,19 +152,17 @@ class Items:
                 return row
         return None
 
-    def named(self, rows: np.ndarray) -> tuple[list[str], list[str | None]]:
-        """Ids and labels of some rows."""
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """Ids of some rows."""
         if len(rows) <= _ONE_BY_ONE:
-            codes = self._codes(LABEL)[rows].tolist()
-            return self._id_texts.of(rows), [self._label(code) for code in codes]
-        taken = pa.array(rows)
-        labels = self.labels.dictionary.take(self.labels.indices.take(taken))
-        found = self.ids.take(taken)
-        # By way of numpy, which is many times as fast as Arrow's own way to Python.
-        return (
-            found.to_numpy(zero_copy_only=False).tolist(),
-            labels.to_numpy(zero_copy_only=False).tolist(),
-        )
+            return self._id_texts.of(rows)
+        return _listed(self.ids.take(pa.array(rows)))
+
+    def labels_of(self, rows: np.ndarray) -> list[str | None]:
+        """Labels of some rows; None where there is none."""
+        if len(rows) <= _ONE_BY_ONE:
+            return [self._label(code) for code in self._codes(LABEL)[rows].tolist()]
+        return _listed(self.labels.dictionary.take(self.labels.indices.take(pa.array(rows))))
 
     def attributes(self, rows: np.ndarray) -> list[dict[str, str] | None]:
         """Attributes of some rows; None for those without any."""
@@ -229,10 +230,12 @@ class _Texts:
     """A column's texts one by one, read where they lie: Arrow's own calls are made for many."""
 
     def __init__(self, column: pa.Array):
-        wide = np.int64 if column.type == pa.large_string() else np.int32
         _, offsets, data = column.buffers()
         begin, end = column.offset, column.offset + len(column) + 1
-        self._offsets = np.frombuffer(offsets, wide)[begin:end] if len(column) else np.zeros(1)
+        self._offsets: Sequence[int] = [0]
+        if len(column):  # a number of it is read faster than one of an array of numpy
+            wide = memoryview(offsets).cast("q" if column.type == pa.large_string() else "i")
+            self._offsets = wide[begin:end]
         self._data = memoryview(data if data is not None else b"")
 
     def __len__(self) -> int:
@@ -243,8 +246,14 @@ class _Texts:
 
     def of(self, rows: np.ndarray) -> list[str]:
         """Those of some rows."""
-        limits = zip(self._offsets[rows].tolist(), self._offsets[rows + 1].tolist(), strict=True)
-        return [str(self._data[begin:end], "utf-8") for begin, end in limits]
+        data, limits = self._data, self._offsets
+        return [str(data[limits[row] : limits[row + 1]], "utf-8") for row in rows.tolist()]
+
+
+def _listed(texts: pa.Array) -> list[Any]:
+    # By way of numpy, which is many times as fast as Arrow's own way to Python.
+    found: list[Any] = texts.to_numpy(zero_copy_only=False).tolist()
+    return found
 
 
 def ascending(last: str, ids: pa.Array) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 
 import faiss
 import numpy as np
@@ -48,7 +49,7 @@ def empty(
     return Cells(plan, metric, index, originals if plan.keeps_originals else None, scale)
 
 
-def read(folder: Path, plan: Plan, metric: Metric, scale: float) -> Built:
+def read(folder: Path, plan: Plan, metric: Metric, scale: float, count: int) -> Built:
     """Map what `Vectors.write` wrote.
 
     Raises:
@@ -59,13 +60,20 @@ def read(folder: Path, plan: Plan, metric: Metric, scale: float) -> Built:
     file = folder / VECTORS_FILE
     try:
         index = faiss.read_index(str(file), flags)
+        if index.metric_type != code_of(metric) or not index.is_trained:
+            raise ValueError(f"it is of another metric than {metric}, or not trained")
+        if index.ntotal != count:
+            raise ValueError(f"it has {index.ntotal:,} vectors, not {count:,}")
         if plan.kind in IVF:
             originals = None
             if plan.keeps_originals:
                 file = folder / ORIGINALS_FILE
                 originals = np.load(file, mmap_mode="r")
+                if originals.shape != (count, index.d) or originals.dtype != np.float16:
+                    raise ValueError(f"it holds {originals.dtype} {originals.shape}")
             return Cells(plan, metric, index, originals, scale)
-    except (RuntimeError, ValueError, OSError) as error:
+    # A damaged size asks for more memory than there is; numpy reads a header as Python does.
+    except (RuntimeError, ValueError, OSError, MemoryError, TokenError) as error:
         raise ArtifactError(
             f"{file} cannot be read ({str(error).splitlines()[0]})",
             remedy="Run `lookalike index` again",

@@ -46,6 +46,8 @@ def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     if metric != "cosine":
         _bounded(squares < _LARGEST)
         return vectors
+    if len(vectors) == 1 and abs(float(squares[0]) - 1) <= ROUNDING:
+        return vectors  # of one query each operation on arrays is felt
     unit = np.abs(squares - 1) <= ROUNDING
     if not unit.all():
         off = np.flatnonzero(~unit)

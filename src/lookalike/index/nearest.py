@@ -56,6 +56,8 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
     if _narrow(vectors, len(queries), k, rows, wide):
         return exact(vectors, queries, k, rows)
     near, found = vectors.search(queries, k, rows, ceil(wide))
+    if len(queries) == 1 and found[0, -1] >= 0:
+        return near, found
     # What was not found comes last.
     while len(waiting := np.flatnonzero(found[:, -1] < 0)):
         wide *= _WIDER
@@ -84,18 +86,18 @@ def _few(vectors: Vectors, rows: Rows) -> bool:
 
 
 def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
-    """As `search`, by comparing with every row that may be found."""
+    """As `search`, by comparing with every row that may be found: at least one."""
     k = min(k, rows.count)
-    near = np.empty((len(queries), 0), np.float32)
-    found = np.empty((len(queries), 0), np.int64)
+    parts: list[Found] = []
     code = code_of(vectors.metric)
     for numbers, some in _chunks(vectors, rows):
         search = partial(faiss.knn, xb=some, k=min(k, len(some)), metric=code)
         values, places = by_differences(search, queries, vectors.metric)
-        near = np.concatenate([near, distances(values, vectors.metric)], axis=1)
-        found = np.concatenate([found, numbers[places]], axis=1)
-        if near.shape[1] > k:
-            near, found = nearest_of(near, found, k)
+        parts.append((distances(values, vectors.metric), numbers[places]))
+        if len(parts) > 1:
+            near, found = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+            parts = [nearest_of(near, found, k)]
+    near, found = parts[0]
     if (near[:, 1:] <= near[:, :-1]).any():  # equal ones come by row
         near, found = nearest_of(near, found, k)
     return near, found

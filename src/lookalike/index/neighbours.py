@@ -8,8 +8,6 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-Named = tuple[list[str], list[str | None]]
-
 
 class Neighbour(NamedTuple):
     """An item found: its id, its label, its distance (see `lookalike.index.metric`)."""
@@ -30,7 +28,8 @@ class Neighbours(Sequence[list[Neighbour]]):
 
     def __init__(
         self,
-        named: Callable[[np.ndarray], Named],
+        ids: Callable[[np.ndarray], list[str]],
+        labels: Callable[[np.ndarray], list[str | None]],
         attribute: Callable[[np.ndarray, str], list[str | None]],
         limits: np.ndarray,
         distances: np.ndarray,
@@ -39,7 +38,8 @@ class Neighbours(Sequence[list[Neighbour]]):
         self.limits = limits
         self.distances = distances
         self._rows = rows
-        self._named = named
+        self._ids = ids
+        self._labels = labels
         self._attribute = attribute
 
     def __len__(self) -> int:
@@ -54,25 +54,20 @@ class Neighbours(Sequence[list[Neighbour]]):
             return [self[number] for number in range(*query.indices(len(self)))]
         number = range(len(self))[query]
         part = slice(self.limits[number], self.limits[number + 1])
-        ids, labels = self._columns
-        found = zip(ids[part], labels[part], self.distances[part].tolist(), strict=True)
+        found = zip(self.ids[part], self.labels[part], self.distances[part].tolist(), strict=True)
         return list(map(Neighbour._make, found))
 
-    @property
+    # Looked up when they are first asked for: who wants distances alone pays for no names.
+    @cached_property
     def ids(self) -> list[str]:
         """Ids of all that was found."""
-        return self._columns[0]
+        return self._ids(self._rows)
 
-    @property
+    @cached_property
     def labels(self) -> list[str | None]:
         """Labels of all that was found."""
-        return self._columns[1]
+        return self._labels(self._rows)
 
     def attribute(self, key: str) -> list[str | None]:
         """An attribute's value of all that was found; None for an item without it."""
         return self._attribute(self._rows, key)
-
-    @cached_property
-    def _columns(self) -> Named:
-        # Looked up when they are first asked for: who wants distances alone pays for no names.
-        return self._named(self._rows)

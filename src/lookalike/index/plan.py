@@ -47,7 +47,9 @@ class Plan:
     @property
     def effort(self) -> int:
         """What a search spends: `ef_search` or `nprobe`; 1 where there is nothing to choose."""
-        return {"hnsw": self.ef_search, "exact": 1, "kd_tree": 1}.get(self.kind, self.nprobe)
+        if self.kind == "hnsw":
+            return self.ef_search
+        return self.nprobe if self.kind in IVF else 1
 
     def with_effort(self, effort: int) -> Plan:
         """The plan, with another query effort."""

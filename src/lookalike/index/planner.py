@@ -71,6 +71,10 @@ class Wishes:
         """Of so many vectors, those that are queries and join the index last."""
         return min(_QUERIES, count // 10)
 
+    def bytes_of(self, plan: Plan, count: int, dim: int) -> int:
+        """What so many vectors take by a plan, with those to come: whole ones, until a rebuild."""
+        return plan.bytes_of(count, dim) + Plan("exact").bytes_of(round(self.growth * count), dim)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -88,9 +92,9 @@ class Trial:
     Attributes:
         plan: with the least effort that reached the recall, or the largest tried.
         points: what was measured, by effort.
-        bytes: of all vectors, grown as wished for, ids apart.
+        bytes: of all vectors and those to come, ids apart.
         recall: on the sample.
-        seconds: a query would take on all vectors.
+        seconds: a query would take on all vectors; those to come add the same to each plan's.
         verdict: 'chosen'; 'slower'; 'built', whose recall on all vectors was less than wished for;
             'recall', whose was on the sample; 'memory' or 'not tried'.
     """
@@ -172,7 +176,7 @@ class Choice:
             near.append(f"recall {best.recall:.3f} by {best.plan.kind} in {best.bytes:,} bytes")
         if larger := [trial for trial in self.trials if trial.verdict == "memory"]:
             least = min(larger, key=lambda trial: trial.bytes)
-            near.append(f"{least.plan.kind} from {least.bytes:,} bytes on")
+            near.append(f"{least.plan.kind} from {least.bytes:,} bytes on, its recall not tried")
         return ConfigError(
             f"no kind of index gives {wished} for {self.count:,} vectors of {self.dim}",
             allowed="the nearest is " + ", or ".join(near) if near else None,
@@ -207,12 +211,11 @@ def choose(spool: Spool, metric: Metric, wishes: Wishes) -> Choice:
     """
     count, dim = len(spool), spool.dim
     known = count - wishes.held_out(count)
-    grown = round(count * (1 + wishes.growth))
     choice = Choice(wishes, [], [], min(_SAMPLE, known), count, dim, metric)
     whole = Plan("exact")
-    room = wishes.memory is None or whole.bytes_of(grown, dim) <= wishes.memory
+    size = wishes.bytes_of(whole, count, dim)
+    room = wishes.memory is None or size <= wishes.memory
     if known < _FEW and "exact" in wishes.kinds and room:
-        size = whole.bytes_of(grown, dim)
         choice.trials.append(Trial(whole, (), size, 1.0, verdict="chosen"))
         choice.plans.append(whole)
         return choice
@@ -224,11 +227,11 @@ def choose(spool: Spool, metric: Metric, wishes: Wishes) -> Choice:
     ]
     until = time.monotonic() + wishes.seconds
     for plan in candidates(count, dim, metric, wishes):
-        size = plan.bytes_of(grown, dim)
+        size = wishes.bytes_of(plan, count, dim)
         if wishes.memory is not None and size > wishes.memory:
             choice.trials.append(Trial(plan, (), size, verdict="memory"))
         elif time.monotonic() < until:
-            choice.trials.append(_tried(plan, tests, (count, grown), wishes.recall))
+            choice.trials.append(_tried(plan, tests, count))
         else:
             choice.trials.append(Trial(plan, (), size))
     _decide(choice)
@@ -250,8 +253,8 @@ def _decide(choice: Choice) -> None:
 def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator[Plan]:
     """Plans worth a try, likely ones first."""
     root = np.sqrt(count)
-    flat = Plan("ivf_flat").settled(count, dim, metric).bytes_of(count, dim)
-    roomy = wishes.memory is None or flat * (1 + wishes.growth) <= wishes.memory
+    flat = wishes.bytes_of(Plan("ivf_flat").settled(count, dim, metric), count, dim)
+    roomy = wishes.memory is None or flat <= wishes.memory
     known = {
         "exact": [Plan("exact")],
         "hnsw": [Plan("hnsw", m=16), Plan("hnsw", m=32, ef_construction=200)],
@@ -262,43 +265,43 @@ def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator
         ],
         "ivf_pq": [
             Plan("ivf_pq", nlist=round(2 * root), pq_bytes=max(1, dim // per), rerank=r)
-            for per, r in ((4, 4), (2, 0), (8, 10))
+            for per, r in ((4, 4), (2, 0), (8, 10), *(() if roomy else ((4, 0), (8, 0))))
         ],
         "kd_tree": [Plan("kd_tree")] if dim <= 12 and metric != "dot" else [],
     }
     # Short codes are slow to learn, and seldom found by faster than vectors that have room.
     tried = [kind for kind in wishes.kinds if not roomy or kind != "ivf_pq"] or wishes.kinds
     # One of each kind, then the others of each.
-    for turn in range(3):
+    for turn in range(max(map(len, known.values()))):
         for kind in tried:
             if turn < len(known[kind]):
                 yield known[kind][turn].settled(count, dim, metric)
 
 
-def _tried(plan: Plan, tests: list[_Test], counts: tuple[int, int], target: float) -> Trial:
-    count, grown = counts
+def _tried(plan: Plan, tests: list[_Test], count: int) -> Trial:
+    wishes, dim = tests[0].wishes, tests[0].spool.dim
     found: list[tuple[int, Point, list[Point], bool]] = []
     for test in tests:
         size = len(test.spool)
         own = plan
         if plan.nlist:  # cells grow as the root of what is in them, here as there
             own = replace(plan, nlist=max(1, round(plan.nlist * np.sqrt(size / count))))
-        own = own.settled(size, test.spool.dim, test.metric)
-        originals = np.empty((size, test.spool.dim), np.float16) if own.keeps_originals else None
+        own = own.settled(size, dim, test.metric)
+        originals = np.empty((size, dim), np.float16) if own.keeps_originals else None
         vectors = kinds.empty(own, test.metric, test.spool.array, originals)
         with using(1 if plan.kind == "hnsw" else None):
             vectors.add(test.spool.array)
         points, met = test.climb(vectors)
-        found.append((size, _best(points, target), points, met))
+        found.append((size, _best(points, wishes.recall), points, met))
     (small, before, _, _), (size, best, points, met) = found
     power = 0.0
     if size > small and before.seconds > 0:
         power = float(np.clip(np.log(best.seconds / before.seconds) / np.log(size / small), 0, 1))
-    growing = max(1.0, grown / size)
+    growing = max(1.0, count / size)
     return Trial(
         plan=plan.with_effort(best.effort),
         points=tuple(sorted(points, key=lambda point: point.effort)),
-        bytes=plan.bytes_of(grown, tests[0].spool.dim),
+        bytes=wishes.bytes_of(plan, count, dim),
         recall=best.recall,
         seconds=best.seconds * growing**power,
         verdict="slower" if met else "recall",

@@ -15,7 +15,7 @@ from lookalike.errors import ArtifactError
 from lookalike.index import kinds
 from lookalike.index.build import PART, TOMBSTONES_FILE, VERSION, digest
 from lookalike.index.delta import Delta
-from lookalike.index.items import Items
+from lookalike.index.items import ITEMS_FILE, UNREADABLE, Items
 from lookalike.index.kinds import Built
 from lookalike.index.plan import Plan
 from lookalike.index.rows import Rows
@@ -118,12 +118,12 @@ def _part(version: Artifact, part: Artifact, folder: Path) -> tuple[Built, Items
     plan = Plan(**version.meta["plan"])
     if meta.get("kind", plan.kind) != plan.kind:
         plan = Plan("exact")  # a delta
-    vectors = kinds.read(folder, plan, version.meta["metric"], meta.get("scale", 1.0))
+    scale, count = meta.get("scale", 1.0), meta["count"]
+    vectors = kinds.read(folder, plan, version.meta["metric"], scale, count)
     items = Items.read(folder, [(begin, end) for begin, end in meta.get("runs", ())])
-    if not vectors.count == len(items) == meta["count"]:
+    if len(items) != count:
         raise ArtifactError(
-            f"index part {part.name} has {vectors.count:,} vectors and {len(items):,} items; its "
-            f"manifest says {meta['count']:,}",
+            f"{ITEMS_FILE} of index part {part.name} has {len(items):,} items, not {count:,}",
             remedy=_AGAIN,
         )
     return vectors, items
@@ -137,7 +137,7 @@ def _tombstones(version: Artifact, folder: Path, sizes: list[int]) -> np.ndarray
     try:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         found = np.stack([table["part"].to_numpy(), table["row"].to_numpy()], axis=1)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(
             f"{file} cannot be read ({str(error).splitlines()[0]})",
             remedy="Run `lookalike index` again",

@@ -86,7 +86,3 @@ class Rows:
 
 def _ones(bits: np.ndarray) -> int:
     return int(_ONES[bits].sum(dtype=np.int64))
-
-
-NO_ROWS = Rows.of(np.zeros(0, bool))
-"""Of a part that has none."""

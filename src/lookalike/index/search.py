@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,12 @@ from lookalike.index.metric import Metric, prepared
 from lookalike.index.neighbours import Neighbours
 from lookalike.index.plan import Plan
 from lookalike.index.reading import Opened, opened
-from lookalike.index.rows import NO_ROWS, Rows
+from lookalike.index.rows import Rows
 from lookalike.index.spool import using
 from lookalike.index.vectors import Vectors
 
 _CHUNK = 2**14
+T = TypeVar("T")
 
 
 class Selection:
@@ -144,7 +145,7 @@ class Index:
                 near = np.take_along_axis(near, order, axis=1)
                 rows = np.take_along_axis(rows, order, axis=1)
         limits = np.arange(len(queries) + 1) * near.shape[1]
-        return Neighbours(self._named, self._attribute, limits, near.ravel(), rows.ravel())
+        return self._neighbours(limits, near.ravel(), rows.ravel())
 
     def within(
         self, vectors: np.ndarray, radius: float, where: str | Selection | None = None
@@ -175,7 +176,7 @@ class Index:
         near, rows = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
         order = np.lexsort((rows, near, owners))
         limits = np.concatenate([[0], np.cumsum(np.sum(sizes, axis=0))])
-        return Neighbours(self._named, self._attribute, limits, near[order], rows[order])
+        return self._neighbours(limits, near[order], rows[order])
 
     def count(self, where: str | Selection | None = None) -> int:
         """How many items match."""
@@ -307,8 +308,7 @@ class Index:
         with self._lock:
             base, delta = self._alive.numbers, np.flatnonzero(self._delta.alive)
         rows = np.concatenate([base, delta + len(self._items)])
-        ids, _ = self._named(rows)
-        rows = rows[np.argsort(np.array(ids, dtype=object), kind="stable")]
+        rows = rows[np.argsort(np.array(self._ids(rows), dtype=object), kind="stable")]
         for begin in range(0, len(rows), _CHUNK):
             yield self._batch(rows[begin : begin + _CHUNK])
 
@@ -324,15 +324,13 @@ class Index:
     def _chosen(self, where: str | Selection | None) -> tuple[Rows, Rows]:
         """Rows of the base and of the delta that may be found."""
         with self._lock:
-            size = len(self._delta)
-            alive = self._delta.alive[:size]
             if where is None:
-                return self._alive, Rows.of(alive) if size else NO_ROWS
+                return self._alive, self._delta.found
             if isinstance(where, str):
-                return self._filters.matching(where).among(self._alive, alive)
+                return self._filters.matching(where).among(self._alive, self._delta.found)
             if where.index is not self:
                 raise DataError("the selection is of another index", remedy="Call `among` of this")
-            return where.matching.among(self._alive, alive)
+            return where.matching.among(self._alive, self._delta.found)
 
     def _place(self, item_id: str) -> tuple[int, int] | None:
         """Where an item is: 0 for the base or 1 for the delta, and its row."""
@@ -405,27 +403,37 @@ class Index:
             made_from,
         )
 
-    def _named(self, rows: np.ndarray) -> tuple[list[str], list[str | None]]:
-        """Ids and labels of rows; those of the delta are counted on from the base's."""
-        base = len(self._items)
-        late = np.flatnonzero(rows >= base)
-        ids, labels = self._items.named(np.where(rows < base, rows, 0) if len(late) else rows)
-        for place in late.tolist():
-            ids[place] = self._delta.ids[rows[place] - base]
-            labels[place] = self._delta.labels[rows[place] - base]
-        return ids, labels
+    def _neighbours(self, limits: np.ndarray, near: np.ndarray, rows: np.ndarray) -> Neighbours:
+        return Neighbours(self._ids, self._labels, self._attribute, limits, near, rows)
+
+    def _ids(self, rows: np.ndarray) -> list[str]:
+        return self._values(rows, self._items.ids_of, self._delta.ids.__getitem__)
+
+    def _labels(self, rows: np.ndarray) -> list[str | None]:
+        return self._values(rows, self._items.labels_of, self._delta.labels.__getitem__)
 
     def _attribute(self, rows: np.ndarray, key: str) -> list[str | None]:
-        """A value of rows, numbered as for `_named`."""
+        return self._values(
+            rows,
+            lambda early: self._items.attribute(early, key),
+            lambda row: (self._delta.attributes[row] or {}).get(key),
+        )
+
+    def _values(
+        self, rows: np.ndarray, early: Callable[[np.ndarray], list[T]], late: Callable[[int], T]
+    ) -> list[T]:
+        """Values of rows; those of the delta are counted on from the base's."""
+        if not len(self._delta):
+            return early(rows)
         base = len(self._items)
-        late = np.flatnonzero(rows >= base)
-        found = self._items.attribute(np.where(rows < base, rows, 0) if len(late) else rows, key)
-        for place in late.tolist():
-            found[place] = (self._delta.attributes[rows[place] - base] or {}).get(key)
+        places = np.flatnonzero(rows >= base)
+        found = early(np.where(rows < base, rows, 0) if len(places) else rows)
+        for place in places.tolist():
+            found[place] = late(rows[place] - base)
         return found
 
     def _attributes(self, rows: np.ndarray) -> list[dict[str, str] | None]:
-        """Attributes of rows, numbered as for `_named`."""
+        """Attributes of rows, numbered as for `_values`."""
         base = len(self._items)
         own, late = rows < base, rows >= base
         found = np.empty(len(rows), object)
@@ -435,7 +443,6 @@ class Index:
         return found.tolist()
 
     def _batch(self, rows: np.ndarray) -> pa.RecordBatch:
-        ids, labels = self._named(rows)
         base = len(self._items)
         own, late = rows < base, rows >= base
         vectors = np.empty((len(rows), self.dim), np.float32)
@@ -445,8 +452,8 @@ class Index:
         flat = pa.array(vectors.ravel())
         return pa.record_batch(
             [
-                pa.array(ids, pa.string()),
-                pa.array(labels, pa.string()),
+                pa.array(self._ids(rows), pa.string()),
+                pa.array(self._labels(rows), pa.string()),
                 pa.array(maps, pa.map_(pa.string(), pa.string())),
                 pa.FixedSizeListArray.from_arrays(flat, self.dim).cast(pa.list_(pa.float32())),
             ],
