@@ -17,6 +17,8 @@ from lookalike.errors import DataError
 PRECISIONS = (1, 10)
 NEIGHBOURS = 10
 """k of the kNN accuracy and of MAP@k."""
+FULL_MAP = "full_map"
+"""The name of `full_average_precision`, which `Scores` does not hold."""
 
 
 @dataclass(frozen=True)

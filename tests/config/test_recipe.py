@@ -40,12 +40,12 @@ def test_shipped_recipes_are_valid_and_open_with_what_they_cost(recipe: Path) ->
         ("data={source: manifest, table: t.csv, url: u, root: r}", "root is where paths lie"),
         ("data={source: vectors, table: t.csv}", "'data.dim' is missing"),
         (
-            "tune.parallelism=3,tune.trials=6",
+            "tune.parallelism=3,tune.trials=9",
             r"tune.parallelism = 3 is more than the 2 tasks.*1 to 2",
         ),
         ("train.ranks=3", r"train.ranks = 3 is more than the 2 tasks.*1 to 2"),
         ("train.classes_per_batch=11", r"train.classes_per_batch = 11 .*10 classes.*2 to 10"),
-        ("tune.parallelism=2,tune.trials=3", r"parallelism = 2 for trials = 3: tpe learns.*1 to 1"),
+        ("tune.parallelism=2,tune.trials=5", r"parallelism = 2 for trials = 5: tpe learns.*1 to 1"),
         (
             "tune.trials=1,tune.algorithm=random",
             r"parallelism = 2 for trials = 1: there are no more",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.config import Train
+from lookalike.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,29 @@ def test_halves_are_computed_where_the_cpu_has_units_for_them(
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)
     assert process.precision(Train()) == chosen
     assert process.precision(Train(precision="float32")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "local_rank", "seen", "own"),
+    [
+        ((), 0, 1, 0),
+        ((), 3, 4, 3),
+        ((), 2, 2, 0),  # ranks that outnumber them share
+        (("3",), 0, 4, 3),  # Spark's word goes before the rank's place
+        (("5", "6"), 1, 8, 5),
+        (("2",), 0, 1, 0),  # a container that sees its own alone
+    ],
+)
+def test_a_process_has_the_gpu_that_spark_assigned_or_that_of_its_place(
+    addresses: tuple[str, ...], local_rank: int, seen: int, own: int
+) -> None:
+    from lookalike.model import process
+
+    assert process.gpu_of(addresses, local_rank, seen) == own
+
+
+def test_a_gpu_without_a_number_is_refused() -> None:
+    from lookalike.model import process
+
+    with pytest.raises(ConfigError, match=r"assigned the GPU 'GPU-5b1', which is no number"):
+        process.gpu_of(("GPU-5b1",), 0, 2)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import typing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,6 +94,40 @@ def test_every_word_is_drawn_and_its_best_trains_again(
     snapshot = Snapshot.open(asked.snapshot)
     again = fit.fit(snapshot, train, asked.seed, Ranks(), budget=Budget(steps=3))
     assert again.scores.map_at_r == pytest.approx(best.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", typing.get_args(Tune.model_fields["objective"].annotation))
+def test_every_score_can_be_searched_for_and_no_trial_ends_early(
+    work: Callable[..., Work], objective: str
+) -> None:
+    from lookalike.model import fit
+    from lookalike.model.ranks import Ranks
+    from lookalike.model.snapshot import Snapshot
+
+    space = {"learning_rate": {"choice": [0.01]}}
+    asked = work(space=space, objective=objective, trials=1, budget={"epochs": 3})
+    patient = replace(asked, train=asked.train.model_copy(update={"patience": 1}))
+    (trial,) = tune.search(None, patient, lambda _: None)
+    assert trial.error is None
+    assert 0 < trial.fitting <= trial.end - trial.begin
+    train = with_values(SMALL, trial.values)
+    again = fit.fit(
+        Snapshot.open(asked.snapshot), train, asked.seed, Ranks(), budget=Budget(epochs=3)
+    )
+    assert len(again.epochs) == 3
+    if objective == "full_map":
+        vectors = again.after.astype(np.float64)
+        ranked = np.argsort(-vectors @ vectors.T, axis=1, kind="stable")
+        precisions = []
+        for query, row in enumerate(ranked):
+            right = [again.classes[i] == again.classes[query] for i in row if i != query]
+            hits = [place for place, is_right in enumerate(right, start=1) if is_right]
+            precisions.append(np.mean([(n + 1) / place for n, place in enumerate(hits)]))
+        assert trial.score == pytest.approx(np.mean(precisions), abs=1e-4)
+        assert trial.curve == (trial.score,)
+    else:
+        assert trial.score == pytest.approx(getattr(again.scores, objective), abs=1e-6)
+        assert len(trial.curve) == 3
 
 
 def test_a_search_goes_on_from_trials_that_were_kept(work: Callable[..., Work]) -> None:

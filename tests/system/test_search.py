@@ -15,7 +15,8 @@ from pyspark.sql import SparkSession
 from support import mlflow_server
 
 from lookalike import config
-from lookalike.errors import ConfigError, DataError
+from lookalike.errors import ConfigError, DataError, LookalikeError
+from lookalike.model import tune as engine
 from lookalike.planning import BatchShape
 from lookalike.steps import train, tune
 from lookalike.steps.context import Context
@@ -118,7 +119,7 @@ def test_a_lost_worker_is_a_failed_trial_and_the_search_is_logged_and_extended(
         assert run.info.status == ("FAILED" if lost else "FINISHED")
         assert ("lost" in run.data.tags.get("error", "")) == lost
         assert ("validation_map_at_r" in run.data.metrics) != lost
-        assert "seconds" in run.data.metrics
+        assert run.data.metrics["seconds"] > 0
         assert ("loss.alpha" in run.data.params) != ("loss.margin" in run.data.params)
         assert lost or ":" in run.data.tags["worker"]
     assert found.score == max(
@@ -165,6 +166,63 @@ def test_another_search_is_refused_with_the_difference_or_begun_anew(
     named = tune.run(recipe("tune.name=another"), fresh=False)
     assert named.run_id not in (first.run_id, second.run_id)
     assert named.values == first.values  # the same seed, one trial after the other
+
+
+FUSSY = """
+from pathlib import Path
+import tensorflow as tf
+
+def network(images, dim):
+    if not Path("{mended}").exists():
+        raise RuntimeError("a library is missing")
+    return tf.keras.layers.Dense(dim)(tf.keras.layers.Flatten()(images))
+"""
+
+
+def test_where_all_trials_failed_the_search_is_begun_anew(
+    recipe: Callable[..., Context], spark: SparkSession, tmp_path: Path
+) -> None:
+    """What they ran into is none of what the search is made from, and may be mended."""
+    mended, fussy = tmp_path / "mended", tmp_path / "fussy.py"
+    fussy.write_text(FUSSY.replace("{mended}", str(mended)))
+    spark.sparkContext.addPyFile(str(fussy))
+    settings = ("tune.space={network: {choice: ['fussy:network']}}",)
+    for _ in range(2):
+        with pytest.raises(LookalikeError, match=r"all 2 trials failed: 2 with '.*is missing"):
+            tune.run(recipe(*settings))
+    mended.touch()
+    context = recipe(*settings)
+    found = tune.run(context)
+    assert (found.trials, found.failed) == (2, 0)
+    assert tune.run(recipe(*settings)).unchanged
+    runs, within = runs_of(context)
+    assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "FAILED"]
+    assert [len(within[run.info.run_id]) for run in runs] == [2, 2, 2]
+
+
+def test_a_search_on_another_snapshot_is_refused_with_the_difference(
+    recipe: Callable[..., Context], make_snapshot: Callable[..., str]
+) -> None:
+    tune.run(recipe())
+    other = make_snapshot([24] * 6, BatchShape(4, 4), blocks=6)
+    recipe().ledger.commit("snapshot", {}, {"uri": other}, {})
+    with pytest.raises(ConfigError, match=rf"snapshot was '.*', and is '{other}'"):
+        tune.run(recipe(), fresh=False)
+
+
+def test_trials_that_would_share_a_gpu_are_refused_before_they_start(
+    recipe: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this machine nothing but the number of GPUs is made up."""
+    monkeypatch.setattr(engine, "_seen_gpus", lambda _: 1)
+    settings = ("tune.trials=6", "tune.parallelism=2")
+    with pytest.raises(ConfigError, match=r"parallelism = 2: trials would share a GPU.*1 to 1, th"):
+        tune.run(recipe(*settings))
+    spark, alone = recipe().spark, recipe("tune.trials=6", "tune.parallelism=null").config.tune
+    assert engine._at_once(spark, alone, 6) == 1
+    monkeypatch.setattr(engine, "_seen_gpus", lambda _: 0)
+    assert engine._at_once(spark, alone, 6) == 2
+    assert engine._at_once(spark, alone, 5) == 1  # two at once would be drawn at random
 
 
 def test_training_takes_the_best_values_and_says_whose_they_are(

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from lookalike.config.fields import Model, Positive
 from lookalike.config.training import Train, with_values
 from lookalike.errors import ConfigError
-from lookalike.metrics import Scores
+from lookalike.metrics import FULL_MAP, Scores
 from lookalike.space import WORDS, Part, samples
 from lookalike.space import part as parts
 
@@ -38,6 +38,7 @@ _NOT_SEARCHED = (
     "init_from",
     "group_by",
     "deterministic",
+    "patience",
     "validation_items",
     "buffer_mb",
     "cache_mb",
@@ -56,7 +57,7 @@ class Tune(Model):
         None, description="trials at once; else as many as the cluster runs tasks, within reason"
     )
     algorithm: Literal["tpe", "random", "anneal"] = "tpe"
-    objective: Literal[Scores.METRICS] = Field(  # type: ignore[valid-type]
+    objective: Literal[(*Scores.METRICS, FULL_MAP)] = Field(  # type: ignore[valid-type]
         "map_at_r", description="on the validation split, itself left out; larger is better"
     )
     budget: Budget = Field(Budget(epochs=2), description="of every trial")
@@ -95,8 +96,12 @@ class Tune(Model):
 
     @property
     def at_most(self) -> int:
-        """Trials that may run at once, so that the search can still learn from those before."""
-        share = 1 if self.algorithm == "random" else 2
+        """Trials that may run at once, so that the search can still learn from those before.
+
+        A third of them, for TPE draws a third at random before it learns, and then as many again
+        as were handed out meanwhile.
+        """
+        share = 1 if self.algorithm == "random" else 3
         return max(1, self.trials // share)
 
     @property

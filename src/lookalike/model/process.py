@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -24,26 +25,44 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
         sharing: processes that share the machine's cores, where `train.threads` does not say.
 
     Raises:
-        ConfigError: they would share a GPU too.
+        ConfigError: Spark's address of a GPU is no number.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus and sharing > ranks.local_size and not ranks.devices:
-        raise ConfigError(
-            f"{sharing} trials share a machine of {len(gpus)} GPUs, and Spark gave this one none",
-            remedy="Set spark.task.resource.gpu.amount to 1, so that each trial has a GPU of its "
-            "own, or tune.parallelism to the number of machines",
-        )
     sharing = max(sharing, ranks.local_size)
     threads = train.threads or max(1, _cores() // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    if gpus:
-        assigned = ranks.devices
-        number = int(assigned[0]) if assigned else ranks.local_rank
-        own = gpus[number % len(gpus)]  # ranks that outnumber them share
+    if gpus := tf.config.list_physical_devices("GPU"):
+        own = gpus[gpu_of(ranks.devices, ranks.local_rank, len(gpus))]
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
     set_determinism(train)
+
+
+def gpus() -> int:
+    """How many TensorFlow sees on this machine."""
+    return len(tf.config.list_physical_devices("GPU"))
+
+
+def gpu_of(addresses: Sequence[str], local_rank: int, seen: int) -> int:
+    """Which of the GPUs that are seen is this process's own; ranks that outnumber them share.
+
+    Args:
+        addresses: that Spark assigned; none where it assigns no GPUs.
+        local_rank: the place among the machine's ranks.
+        seen: GPUs that TensorFlow sees; in a container of its own fewer than Spark counts.
+
+    Raises:
+        ConfigError: an address is no number.
+    """
+    if not addresses:
+        return local_rank % seen
+    if not addresses[0].isdigit():
+        raise ConfigError(
+            f"Spark assigned the GPU {addresses[0]!r}, which is no number",
+            allowed="the GPUs' numbers, from 0 on",
+            remedy="Let the script of spark.worker.resource.gpu.discoveryScript print those",
+        )
+    return int(addresses[0]) % seen
 
 
 def _cores() -> int:

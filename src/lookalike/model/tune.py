@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from hyperopt.fmin import space_eval
 
 from lookalike.config import Train, Tune, with_values
 from lookalike.errors import ConfigError, LookalikeError
+from lookalike.metrics import FULL_MAP, full_average_precision
 from lookalike.space import Choice, Integers, LogUniform, Normal, Part, Uniform
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ PRELOADED = ("lookalike.model.fit",)
 _MANY = 20
 """Trials with a score before TPE learns, as Hyperopt has it; a third where there are few."""
 _COMMONEST = 3
+_LOST = "its worker was lost"
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,12 @@ class Trial:
         number: from 0, in the order in which they ended.
         values: by keys of `Train`; of a choice, the option that was drawn.
         score: on the validation split, itself left out; None where it failed.
-        curve: the score after each epoch.
+        curve: the score after each epoch; of `full_map` after the last alone.
         error: what a failed one raised.
-        begin, end: seconds since 1970.
-        worker: host and process that ran it.
+        begin, end: seconds since 1970; of a lost one when it was handed out and missed.
+        worker: host and process that ran it; empty where it was lost.
         drawn: what Hyperopt drew, by its own labels; of a choice, the option's number.
+        fitting: seconds of it that were training; 0 where it failed.
     """
 
     number: int
@@ -60,6 +64,7 @@ class Trial:
     end: float
     worker: str
     drawn: dict[str, float] = field(default_factory=dict)
+    fitting: float = 0.0
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Trial:
@@ -110,7 +115,7 @@ def search(
         All trials, in the order in which they ended.
 
     Raises:
-        ConfigError: a training on several ranks.
+        ConfigError: a training on several ranks, or trials that would share a GPU.
     """
     if work.train.ranks != 1:
         raise ConfigError(
@@ -182,8 +187,18 @@ def _tpe(least: int, ids: list[int], domain: Any, trials: Trials, seed: int) -> 
 def _at_once(spark: SparkSession | None, tune: Tune, trials: int) -> int:
     if spark is None:
         return 1
-    most = tune.model_copy(update={"trials": trials}).at_most
-    return tune.parallelism or max(1, min(_slots(spark), most))
+    slots, most = _slots(spark), tune.model_copy(update={"trials": trials}).at_most
+    if _task_gpus(spark) or not (gpus := _seen_gpus(spark)):
+        return tune.parallelism or max(1, min(slots, most))
+    machines = _machines(spark)
+    if (at_once := tune.parallelism or 1) > machines:
+        raise ConfigError(
+            f"tune.parallelism = {at_once}: trials would share a GPU, for Spark assigns none of "
+            f"the {gpus} of a machine",
+            allowed=f"1 to {machines}, the number of machines",
+            remedy="Set spark.task.resource.gpu.amount to 1, so that each trial has its own",
+        )
+    return tune.parallelism or max(1, min(machines, most))
 
 
 def _slots(spark: SparkSession) -> int:
@@ -191,11 +206,36 @@ def _slots(spark: SparkSession) -> int:
     context = spark.sparkContext
     settings = context.getConf()
     slots = context.defaultParallelism // int(settings.get("spark.task.cpus") or 1)
-    asked = float(settings.get("spark.task.resource.gpu.amount") or 0)
-    if asked:
+    if asked := _task_gpus(spark):
         each = float(settings.get("spark.executor.resource.gpu.amount") or 1)
         slots = min(slots, int(max(1, len(_hosts(spark)) - 1) * each / asked))
     return max(1, slots)
+
+
+def _task_gpus(spark: SparkSession) -> float:
+    """GPUs that Spark assigns to each task.
+
+    Raises:
+        ConfigError: less than a whole one, which trials would share.
+    """
+    amount = float(spark.sparkContext.getConf().get("spark.task.resource.gpu.amount") or 0)
+    if 0 < amount < 1:
+        raise ConfigError(
+            f"spark.task.resource.gpu.amount = {amount:g}: trials would share a GPU",
+            allowed="1, or more",
+        )
+    return amount
+
+
+def _seen_gpus(spark: SparkSession) -> int:
+    """GPUs that one of the workers sees, assigned or not."""
+
+    def seen(_: int) -> int:
+        from lookalike.model import process
+
+        return process.gpus()
+
+    return int(spark.sparkContext.parallelize([0], 1).map(seen).first())
 
 
 def _hosts(spark: SparkSession) -> list[str]:
@@ -260,10 +300,14 @@ def _option(label: str, number: int) -> str:
 
 def _trial(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
     """Train once. What goes wrong is the trial's result: an exception would end the search."""
+    task = _task()
+    if task is not None and task.attemptNumber() > 0:
+        # Spark tries a lost task again; what killed one worker would kill the next.
+        return {"status": STATUS_FAIL, "error": f"{_LOST}: killed, or out of memory"}
     begin = time.time()
     found: dict[str, Any] = {"begin": begin, "worker": f"{socket.gethostname()}:{os.getpid()}"}
     try:
-        found |= {"status": STATUS_OK} | _scored(work, _plain(values), sharing)
+        found |= {"status": STATUS_OK} | _scored(work, _plain(values), task, sharing)
     except Exception as error:
         words = str(error).strip().splitlines()
         named = words[0][:500] if words else "no words"
@@ -275,17 +319,14 @@ def _trial(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
     return found | {"end": time.time()}
 
 
-def _scored(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
+def _scored(work: Work, values: dict[str, Any], task: Any, sharing: int) -> dict[str, Any]:
     from lookalike.model import fit as training
     from lookalike.model import process
     from lookalike.model.ranks import Ranks
     from lookalike.model.snapshot import Snapshot
 
-    task = _task()
-    if task is not None and task.attemptNumber() > 0:
-        # Spark tries a lost task again; what killed one worker would kill the next.
-        raise LookalikeError("its worker ended without a word: killed, or out of memory")
-    train = with_values(work.train, values)
+    # Equal budgets: none ends before its own is used up.
+    train = with_values(work.train, values).model_copy(update={"patience": None})
     ranks = Ranks()
     if task is None:  # a process of somebody's, who may have set it up already
         process.set_determinism(train)
@@ -294,13 +335,15 @@ def _scored(work: Work, values: dict[str, Any], sharing: int) -> dict[str, Any]:
         ranks = Ranks(devices=tuple(gpus.addresses) if gpus is not None else ())
         process.set_up(train, ranks, sharing)
     snapshot = Snapshot.open(work.snapshot)
+    begin = time.time()
     fitted = training.fit(snapshot, train, work.seed, ranks, budget=work.tune.budget)
-    objective = work.tune.objective
-    score = getattr(fitted.scores, objective)
-    return {
-        "loss": -score,
-        "curve": [getattr(epoch.validation, objective) for epoch in fitted.epochs],
-    }
+    fitting = time.time() - begin
+    if work.tune.objective == FULL_MAP:
+        vectors, classes, own = fitted.after, fitted.classes, np.arange(len(fitted.after))
+        curve = [full_average_precision(vectors, classes, vectors, classes, own)]
+    else:
+        curve = [getattr(epoch.validation, work.tune.objective) for epoch in fitted.epochs]
+    return {"loss": -curve[-1], "curve": curve, "fitting": fitting}
 
 
 def _task() -> Any:
@@ -351,8 +394,7 @@ def _read(document: dict[str, Any], space: dict[str, Any], number: int) -> Trial
     if document["state"] == JOB_STATE_ERROR:  # not by the trial's doing: its worker is gone
         kind, said = document["misc"]["error"]  # Hyperopt keeps no words of what Spark raised
         words = (said or "").strip().splitlines()
-        error = f"its worker was lost: {words[-1][:500] if words else f'killed, or {kind}'}"
-    now = time.time()
+        error = f"{_LOST}: {words[-1][:500] if words else f'killed, or {kind}'}"
     return Trial(
         number=number,
         # hp.choice records the option's number; space_eval gives the option.
@@ -360,11 +402,17 @@ def _read(document: dict[str, Any], space: dict[str, Any], number: int) -> Trial
         score=None if error is not None else -float(result["loss"]),
         curve=tuple(result.get("curve", ())),
         error=error,
-        begin=result.get("begin", now),
-        end=result.get("end", now),
+        begin=result.get("begin") or _seconds(document["book_time"]),
+        end=result.get("end") or _seconds(document["refresh_time"]),
         worker=result.get("worker", ""),
         drawn=drawn,
+        fitting=result.get("fitting", 0.0),
     )
+
+
+def _seconds(time: datetime) -> float:
+    # Hyperopt's are UTC, and do not say so.
+    return time.replace(tzinfo=UTC).timestamp()
 
 
 @contextmanager

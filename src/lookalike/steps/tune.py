@@ -33,7 +33,7 @@ SEARCH, TRIAL = "search", "trial"
 _NUMBER = "trial"
 """The tag of a trial's run that holds its number."""
 _SHOWN = 5
-_ALONE = {"ranks": 1, "threads": None, "epochs": 1}
+_ALONE = {"ranks": 1, "threads": None, "epochs": 1, "patience": None}
 """What trials do not take from the recipe's training."""
 
 
@@ -61,6 +61,8 @@ class Tuned(Result):
 
 def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     """Search on the newest snapshot, go on with a search that was killed, or find it done.
+
+    A search of which all trials failed is begun anew: what they ran into may be mended.
 
     Args:
         context: the recipe.
@@ -90,6 +92,10 @@ def run(context: Context, more: int = 0, fresh: bool = True) -> Tuned | Skipped:
     wanted = config.tune.trials
     if more:  # beyond what was finished: trials of a search that was killed are some of them
         wanted = max(wanted, len(kept) if last is None else last.outputs["trials"]) + more
+    if found is not None and len(kept) >= wanted and all(trial.error is not None for trial in kept):
+        context.say(f"All trials of the search {config.tune.name} failed: it begins anew")
+        _left(context, found)
+        found, kept = None, []
     if last is not None and len(kept) >= wanted and last.outputs["trials"] == len(kept):
         return Tuned(**last.outputs | {"unchanged": True})
     again = None
@@ -204,9 +210,14 @@ def _found(context: Context, inputs: dict[str, Any], fresh: bool) -> _Search | N
             remedy="Give --fresh to begin it anew, or name another one in tune.name",
         )
     context.say(f"A new search {name}, for what has changed: {difference}")
-    with suppress(MlflowException, OSError):  # nobody goes on with it
-        Run(context.tracking, newest.run_id).abandon()
+    _left(context, newest)
     return None
+
+
+def _left(context: Context, search: _Search) -> None:
+    """Nobody goes on with this one."""
+    with suppress(MlflowException, OSError):
+        Run(context.tracking, search.run_id).abandon()
 
 
 def _searches(context: Context) -> list[_Search]:
