@@ -10,7 +10,8 @@ Search is exact, by cosine. Rows, each the mean over seeds, beside it half the r
 
 - recipe: `train` of conf/fashion_mnist.yaml, on its ranks;
 - hour: the same of conf/fashion_mnist_hour.yaml;
-- multi_similarity: the same with auxiliary.weight 0;
+- projection: the recipe with train.projection 128;
+- multi_similarity: the recipe with auxiliary.weight 0;
 - triplet, normalised_softmax, supervised_contrastive: the same network and budget, that loss alone;
 - notebook: what a first notebook does, as it runs: a small CNN, Multi-Similarity with the paper's
   beta, Adam, images as they are, but scaled to [0, 1] twice. Its two ranks average no gradients and
@@ -62,8 +63,8 @@ RECIPE = ROOT / "conf" / "fashion_mnist.yaml"
 HOUR = ROOT / "conf" / "fashion_mnist_hour.yaml"
 RAW = "raw_pixels"
 NAMES = (
-    "recipe", "hour", "multi_similarity", "triplet", "normalised_softmax", "supervised_contrastive",
-    "notebook", RAW,
+    "recipe", "hour", "projection", "multi_similarity", "triplet", "normalised_softmax",
+    "supervised_contrastive", "notebook", RAW,
 )  # fmt: skip
 MEASURES = {
     "p_at_1": "P@1", "p_at_10": "P@10", "knn_accuracy": "kNN10",
@@ -119,7 +120,8 @@ def main() -> None:
     if given.unseen:
         for kept_out, numbers in UNSEEN.items():
             without = ["--without", *map(str, numbers)]
-            runs = {name: _runs(name, seeds, [*passed_on, *without]) for name in ("recipe", RAW)}
+            rows = ("recipe", "projection", RAW)
+            runs = {name: _runs(name, seeds, [*passed_on, *without]) for name in rows}
             _show(f"{kept_out} kept out of training", runs)
             _add(figures, runs, f"{kept_out}: ")
     else:
@@ -231,6 +233,8 @@ def _training(name: str, epochs: int | None, classes: int) -> Train:
     plain = recipe.model_copy(update={"auxiliary": Auxiliary()})
     if name in ("recipe", "hour"):
         return recipe
+    if name == "projection":
+        return recipe.model_copy(update={"projection": recipe.embedding_size})
     if name == "multi_similarity":
         return plain
     if name == "notebook":
