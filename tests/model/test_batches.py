@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import write_manifest
 
-from lookalike.errors import ArtifactError, ConfigError, DataError
+from lookalike.config import Augment
+from lookalike.errors import ArtifactError, ConfigError, DataError, LookalikeError
 from lookalike.model.batches import Batch, Shard, epoch_batches, repeats
 from lookalike.model.reader import cache_folder
 from lookalike.model.snapshot import Snapshot
@@ -289,6 +290,29 @@ def test_blocks_that_cannot_be_read_are_named(uri: str) -> None:
         path.write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"validation/.* is not the file that was committed"):
         snapshot.validation()
+
+
+def test_a_cache_that_cannot_be_used_is_named(uri: str, tmp_path: Path) -> None:
+    from lookalike.model import feed
+
+    (tmp_path / "cache" / "000").mkdir(parents=True)
+    (tmp_path / "cache" / "000" / "cache.db").write_bytes(b"no database" * 100)
+    shard = Shard(0, 1, BATCH, 5, 10**6, cache=tmp_path / "cache", cache_bytes=2**26)
+    with pytest.raises(LookalikeError, match=r"the cache .*/cache cannot be used \(.*TMPDIR"):
+        next(feed.stream(Snapshot.open(uri), shard, Augment(), 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["raw", "encoded"])
+def test_validation_images_are_those_of_its_blocks(make_snapshot, kind: str) -> None:
+    uri = make_snapshot(SIZES, BATCH, blocks=7, kind=kind)
+    shard = Shard(0, 1, BATCH, 5, 10**6)
+    pixels, classes = Snapshot.open(uri).validation()
+    assert np.bincount(classes).tolist() == SIZES
+    drawn = epoch_batches(Snapshot.open(uri), shard, 0)  # they are those of training here
+    known = {(c, image.tobytes()) for c, image in zip(classes.tolist(), pixels, strict=True)}
+    for batch in drawn:
+        for c, image in zip(batch.classes.tolist(), batch.pixels, strict=True):
+            assert (c, image.tobytes()) in known
 
 
 def test_a_block_that_is_whole_but_out_of_reach_is_not_called_damaged(uri: str) -> None:

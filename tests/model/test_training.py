@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -246,6 +248,35 @@ def test_a_training_goes_on_in_the_precision_that_it_began_in(
     assert fit.fit(snapshot, train, 1, Ranks()).precision == "float32"
 
 
+def test_a_remote_snapshot_trains_as_a_local_one_and_leaves_no_cache(
+    make_snapshot: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lookalike.model import fit, process, progress
+    from lookalike.model.ranks import Ranks
+
+    uri = make_snapshot([40] * 5, BatchShape(5, 4), blocks=4, size=32)
+    remote = "memory:///trained-on"
+    fsspec.filesystem("memory").put(uri, "/trained-on", recursive=True)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    cached: list[int] = []
+
+    class Watcher(progress.Watcher):
+        def epoch(self, epoch: progress.Epoch) -> None:  # noqa: ARG002
+            cached.append(len(list(temporary.glob("lookalike-cache-*/**/*.val"))))
+
+    train = small(epochs=2)
+    process.set_determinism(train)
+    one, other = (
+        fit.fit(Snapshot.open(where), train, 1, Ranks(), Watcher()).network.get_weights()
+        for where in (uri, remote)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert cached == [0, 0, 4, 4]
+    assert list(temporary.glob("*lookalike-*")) == []
+
+
 _WITH_LITTLE_ROOM = """
 import resource, sys
 from lookalike.config import Train
@@ -276,6 +307,21 @@ def test_a_full_temporary_folder_is_told_with_the_checkpoint_before(
     said = done.stderr.splitlines()[-1]
     assert "LookalikeError: the checkpoint at step 4 could not be written to" in said
     assert "TMPDIR. The last checkpoint is of step 2" in said
+
+
+def test_a_projection_is_trained_with_and_left_behind(make_snapshot: Callable[..., str]) -> None:
+    from lookalike.model import fit
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+    train = small(projection=6, mirrored=True, auxiliary={"weight": 0.5}, sync_batch_norm=True)
+    fitted = fit.fit(snapshot, train, 1, Ranks())
+    plain = fit.fit(snapshot, small(epochs=1), 1, Ranks()).network
+    assert [w.shape for w in fitted.network.get_weights()] == [w.shape for w in plain.get_weights()]
+    assert fitted.after.shape[1] == train.embedding_size == 8
+    assert fitted.scores.map_at_r > fitted.epochs[0].validation.map_at_r
+    pixels, _ = snapshot.validation()
+    assert np.allclose(fitted.network.predict(pixels, verbose=0), fitted.after, atol=1e-5)
 
 
 def test_a_training_starts_from_an_encoders_weights(

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from support import ROOT
 
-from lookalike import planning
+from lookalike import config, planning
 from lookalike.errors import ConfigError, DataError
 from lookalike.images import Preprocessing, content_hash, decode, encode_png
 from lookalike.lake import snapshot
@@ -11,6 +12,8 @@ from lookalike.lake.tables import Tables
 from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
+from lookalike.steps.context import Context
+from lookalike.steps.snapshot import newest_matching
 
 BATCH = BatchShape(3, 4)
 CLASSES = {"boots": 30, "coats": 9, "hats": 21, "rings": 2}
@@ -101,3 +104,20 @@ def test_validation_of_classes_that_are_not_trained_on_is_none(filled, tmp_path)
     made = snapshot.Recipe(Preprocessing(16, 1), BatchShape(2, 4), 100, 7)
     with pytest.raises(DataError, match="has 0 labelled items of 0 classes that are trained on"):
         snapshot.write(tables, versions, made, str(tmp_path))
+
+
+def test_a_snapshot_of_older_tables_is_taken_and_said(fresh: Tables, make_snapshot) -> None:
+    said: list[str] = []
+    recipe = config.load(ROOT / "conf" / "demo.yaml", ("images.size=16", "images.channels=1"))
+    context = Context(recipe, say=said.append)
+    context.__dict__["tables"] = fresh
+    uri = make_snapshot([24] * 5, BatchShape(4, 4), blocks=6)  # of items 3 and splits 1
+    context.ledger.commit("snapshot", {}, {"uri": uri}, {})
+    for items in (None, 3, 5):
+        if items is not None:
+            decided = {"items_version": items, "splits_version": 1}
+            context.ledger.commit("duplicates", {}, decided, {})
+        assert newest_matching(context) == {"uri": uri}
+    (words,) = said
+    assert "is of items version 3 and splits version 1, the newest tables are items ver" in words
+    assert "items version 5 and splits version 1: run `lookalike snapshot`" in words

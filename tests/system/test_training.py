@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,22 +20,23 @@ import pytest
 from lookalike.config import Train
 from lookalike.errors import ConfigError, LookalikeError
 from lookalike.model import launch
+from lookalike.model.batches import Shard, repeats
 from lookalike.model.launch import Audience, Job, RankError, Trained
+from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
 pytestmark = pytest.mark.usefixtures("spark")
 
 BATCH = BatchShape(5, 4)
-SIZES = [48] * 5
-"""12 batches of 20: 6 steps an epoch on each of two ranks."""
+SIZES = [60, 36, 48, 48, 48]
+"""12 batches of 20: 6 steps an epoch on each of two ranks, of which one repeats more images."""
 
 
 @dataclass
 class Listener:
-    """Remembers what it is told, and does something at a step, once."""
+    """Remembers what it is told, and does something at some steps, once at each."""
 
-    at: int = 10**9
-    act: Callable[[], None] = lambda: None
+    acts: dict[int, Callable[[], None]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
     places: list[tuple[int, int, str]] = field(default_factory=list)
@@ -45,9 +47,8 @@ class Listener:
 
     def _progress(self, done: int, total: int, pace: str) -> None:
         self.places.append((done, total, pace))
-        if done >= self.at:
-            self.at = 10**9
-            self.act()
+        if self.acts and done >= (at := min(self.acts)):
+            self.acts.pop(at)()
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def job(make_snapshot: Callable[..., str], tmp_path: Path) -> Callable[..., Job]
 
 
 def ranks_of(driver: int | None = None) -> list[psutil.Process]:
-    """The processes of the ranks that belong to a driver, else to this one."""
+    """The processes of the ranks that belong to a driver, else to this one, by rank."""
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -81,11 +82,11 @@ def ranks_of(driver: int | None = None) -> list[psutil.Process]:
             command = " ".join(process.cmdline())
             if "horovod.spark.task.gloo_exec_fn" in command and not process.children():
                 found.append(process)
-    return sorted(found, key=lambda process: process.pid)
+    return sorted(found, key=lambda process: int(process.environ()["HOROVOD_RANK"]))
 
 
-def send(which: int, number: signal.Signals) -> Callable[[], None]:
-    return lambda: ranks_of()[which].send_signal(number)
+def send(rank: int, number: signal.Signals) -> Callable[[], None]:
+    return lambda: ranks_of()[rank].send_signal(number)
 
 
 def weights(trained: Trained) -> list[np.ndarray]:
@@ -99,24 +100,39 @@ def apart(one: Trained, other: Trained) -> float:
 
 
 def test_killed_ranks_begin_again_and_end_alike(job: Callable[..., Job], tmp_path: Path) -> None:
+    normalised = {"network": "compact_resnet", "epochs": 30}
     whole = Listener()
-    unkilled = launch.train(job("whole"), whole.audience, tmp_path / "whole.log")
-    assert unkilled.steps == 600
+    asked = job("whole", **normalised)
+    unkilled = launch.train(asked, whole.audience, tmp_path / "whole.log")
+    assert unkilled.steps == 180
     assert whole.said == []
-    assert [epoch["epoch"] for epoch in whole.epochs] == list(range(1, 101))
-    assert whole.places[-1][:2] == (600, 600)
+    assert [epoch["epoch"] for epoch in whole.epochs] == list(range(1, 31))
+    assert whole.places[-1][:2] == (180, 180)
     assert any("images/s" in pace for *_, pace in whole.places)
+    snapshot = Snapshot.open(asked.snapshot)
+    again = [
+        repeats(snapshot, Shard(rank, 2, BATCH, asked.seed, 10**6), epoch)
+        for epoch in range(30)
+        for rank in range(2)
+    ]
+    assert sum(again[::2]) != sum(again[1::2])
+    assert unkilled.repeated == pytest.approx(sum(again) / (2 * 180 * BATCH.size))
 
-    killed = Listener(at=90, act=send(1, signal.SIGKILL))
-    trained = launch.train(job("killed"), killed.audience, tmp_path / "killed.log")
-    assert "ended without a word" in killed.said[0]
-    assert str(tmp_path / "killed.log") in killed.said[0]
-    assert "restart 1 of 3" in killed.said[0]
-    assert trained.steps == 600
-    assert [epoch["epoch"] for epoch in killed.epochs] == list(range(1, 101))
-    resumed = int(killed.said[1].rpartition(" ")[2])
-    assert 90 - 20 <= resumed <= 600
-    assert resumed % 20 == 0
+    # The other rank, then the one that writes the checkpoints.
+    killed = Listener({40: send(1, signal.SIGKILL), 110: send(0, signal.SIGKILL)})
+    trained = launch.train(job("killed", **normalised), killed.audience, tmp_path / "killed.log")
+    assert len(killed.said) == 4
+    for restart, rank in enumerate((1, 0), start=1):
+        lost, resumed = killed.said[2 * restart - 2 : 2 * restart]
+        found = re.match(rf"rank {rank} \(.*, step (\d+)\) ended without a word", lost)
+        assert found, lost
+        assert str(tmp_path / "killed.log") in lost
+        assert f"restart {restart} of 3" in lost
+        step = int(resumed.rpartition(" ")[2])
+        assert int(found[1]) - step <= 20  # an interval, no more
+        assert step % 20 == 0
+    assert trained.steps == 180
+    assert [epoch["epoch"] for epoch in killed.epochs] == list(range(1, 31))
     assert apart(trained, unkilled) <= 1e-5
     assert trained.repeated == pytest.approx(unkilled.repeated)
 
@@ -124,7 +140,7 @@ def test_killed_ranks_begin_again_and_end_alike(job: Callable[..., Job], tmp_pat
 def test_a_rank_that_hangs_is_named_and_all_begin_again(
     job: Callable[..., Job], tmp_path: Path
 ) -> None:
-    stopped = Listener(at=30, act=send(0, signal.SIGSTOP))
+    stopped = Listener({30: send(0, signal.SIGSTOP)})
     trained = launch.train(job("stopped", silence=5), stopped.audience, tmp_path / "stopped.log")
     assert re.match(
         r"rank [01] \(process \d+ on .*\) said nothing for \d+ seconds", stopped.said[0]
@@ -136,7 +152,7 @@ def test_a_rank_that_hangs_is_named_and_all_begin_again(
 def test_the_only_rank_hangs_and_there_are_no_restarts(
     job: Callable[..., Job], tmp_path: Path
 ) -> None:
-    alone = Listener(at=20, act=send(0, signal.SIGSTOP))
+    alone = Listener({20: send(0, signal.SIGSTOP)})
     lonely = job("alone", ranks=1, silence=5, restarts=0, checkpoint_steps=5)
     with pytest.raises(
         RankError, match=r"rank 0 .*said nothing for \d+ sec.*alone.log.*from step \d"
@@ -180,6 +196,19 @@ def test_checkpoints_that_cannot_be_kept_end_the_training(
     Path(blocked.checkpoints).write_text("a file where the folder should be")
     with pytest.raises(LookalikeError, match=r"checkpoints in .* cannot be listed"):
         launch.train(blocked, Listener().audience, tmp_path / "blocked.log")
+
+
+def test_no_room_for_the_encoder_is_told_and_not_tried_again(
+    job: Callable[..., Job], tmp_path: Path
+) -> None:
+    def limit() -> None:
+        for rank in ranks_of():
+            resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+
+    crammed, full = job("crammed", ranks=1, epochs=50, checkpoint_steps=1000), Listener({1: limit})
+    with pytest.raises(LookalikeError, match=r"no room .* goes to .*crammed/encoders.*TMPDIR"):
+        launch.train(crammed, full.audience, tmp_path / "crammed.log")
+    assert full.said == []
 
 
 _DRIVER = """

@@ -102,6 +102,21 @@ def test_steps_without_work_say_so(way: Way) -> None:
     assert not (way.warehouse / "snapshots").exists()
 
 
+def test_how_far_similarity_can_be_trusted_is_in_mlflow(way: Way) -> None:
+    trained = way.step("train")
+    made_from = artifacts.open_artifact(trained["uri"], "encoder").meta["made_from"]
+    with Context(config.load(way.conf)) as context:
+        client = context.tracking.client
+        run = client.get_run(trained["run_id"])
+        logged = {file.path for file in client.list_artifacts(trained["run_id"])}
+    # The clouds overlap: some of it is wrong.
+    assert 0 < trained["calibration_error"] == run.data.metrics["calibration_error"] < 0.3
+    assert {"made_from.json", "reliability.png"} <= logged
+    assert set(made_from["versions"]) == {"items", "splits"}
+    for table, version in made_from["versions"].items():
+        assert run.data.tags[f"{table}_version"] == str(version)
+
+
 def test_there_are_figures_but_no_pixels(way: Way) -> None:
     evaluated = way.step("evaluate")
     assert (evaluated["queries"], evaluated["gallery"]) == (sum(TEST), COUNT - sum(TEST))

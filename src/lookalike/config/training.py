@@ -15,6 +15,8 @@ from lookalike.config.losses import Auxiliary, Loss, MultiSimilarity
 from lookalike.config.refusals import validated
 from lookalike.planning import BatchShape
 
+Dimension = Annotated[int, Field(ge=2, le=4096)]
+
 
 class Augment(Model):
     """Random changes of training images."""
@@ -50,7 +52,12 @@ class Train(Model):
         description="a vector is the mean of those of an image and its mirror image; twice the "
         "work to encode",
     )
-    embedding_size: Annotated[int, Field(ge=2, le=4096)] = 128
+    embedding_size: Dimension = 128
+    projection: Dimension | None = Field(
+        None,
+        description="size of a head above the vectors that the loss is of and the encoder is "
+        "without: better for classes that come later, a little worse for those trained on",
+    )
     classes_per_batch: Annotated[int, Field(ge=2)] = 8
     images_per_class: Annotated[int, Field(ge=2)] = 8
     group_by: str | None = Field(

@@ -139,7 +139,7 @@ class _Training:
         snapshot.check(train.batch, ranks.size, seed, -(-self.steps // self.per_epoch))
         self._use(self._network())
         if train.init_from is not None:
-            networks.start_from(self.network, train.init_from)
+            networks.start_from(self.encoder, train.init_from)
         self.objective = losses.make(train, len(snapshot.classes), ranks)
         # Before anything is made of them: moving averages begin where the weights do.
         ranks.share([*self.network.variables, *self.objective.trainable_variables])
@@ -202,8 +202,14 @@ class _Training:
 
     def _use(self, network: tf.keras.Model) -> None:
         """Train this network; what makes vectors of it has the same weights."""
-        self.network = network
-        self.encoder = networks.with_mirror(network) if self.train.mirrored else network
+        train = self.train
+        self.network = self.encoder = network
+        if train.projection is not None:
+            self.network = networks.with_projection(
+                network, train.projection, self.ranks, train.sync_batch_norm
+            )
+        if train.mirrored:
+            self.encoder = networks.with_mirror(network)
         self.encode = validation.forward(self.encoder)
 
     def _network(self) -> tf.keras.Model:
@@ -231,8 +237,7 @@ class _Training:
         )
 
     def _vectors(self, pixels: np.ndarray) -> np.ndarray:
-        dim = self.network.output_shape[1]
-        return validation.vectors(self.encode, pixels, dim, self.ranks)
+        return validation.vectors(self.encode, pixels, self.train.embedding_size, self.ranks)
 
     def _epoch(self, batches: feed.Batches) -> _Pace:
         """Take an epoch's steps, or those that are left of it."""
@@ -320,10 +325,11 @@ class _Training:
     def _end_epoch(self, scores: Scores, pace: _Pace) -> None:
         place = self.place
         images = self.ranks.size * self.train.batch.size * pace.steps
+        self._average_counts()
         epoch = Epoch(
             number=place.epoch,
             steps=place.step,
-            loss=float(self.ranks.mean(tf.constant(place.loss / place.step))),
+            loss=place.loss / place.step,
             validation=scores,
             repeated=place.repeated,
             images_per_second=images / pace.seconds,
@@ -332,7 +338,7 @@ class _Training:
         place.curve.append(epoch)
         if self.train.patience is not None and place.since_best == 0:
             self.best = self.network.get_weights()
-        place.epoch, place.step, place.loss, place.repeated = place.epoch + 1, 0, 0.0, 0
+        place.epoch, place.step, place.loss, place.repeated = place.epoch + 1, 0, 0.0, 0.0
         self.watcher.epoch(epoch)
 
     def _stale(self) -> bool:
@@ -343,8 +349,7 @@ class _Training:
 
     def _keep(self) -> None:
         self._average_statistics()
-        # As on all ranks, so that whoever goes on from here has it right.
-        self.place.loss = float(self.ranks.mean(tf.constant(self.place.loss)))
+        self._average_counts()  # so that whoever goes on from here has them right
         if self.ranks.rank != 0 or self.keeper is None:
             return
         self._check_weights()
@@ -378,6 +383,11 @@ class _Training:
                 self.best = [best[f"arr_{i}"] for i in range(len(best))]
         self.place = replace(Place.of(kept.meta["place"]), precision=self.place.precision)
         self.watcher.resumed(kept.meta["step"])
+
+    def _average_counts(self) -> None:
+        place = self.place
+        means = self.ranks.mean(tf.constant([place.loss, place.repeated]))
+        place.loss, place.repeated = means.numpy().tolist()
 
     def _average_statistics(self) -> None:
         # Batch normalisation's running means are each rank's own until here. What they become is

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ _PATIENCE = 15.0
 """Seconds in which ranks may end by themselves once one of them is lost."""
 
 _LONGEST_WAIT = 60.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Trained:
         uri: of the encoder.
         fingerprint: of the encoder.
         scores: on the validation split, itself left out.
-        repeated: images that came twice in an epoch, as a share, on rank 0.
+        repeated: images that came twice in an epoch, as a share.
         steps: that every rank took.
         curve: what each epoch brought, by name.
         before, after: float32 (n, dim), vectors of the validation images.
@@ -215,12 +219,25 @@ def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
             checkpoints = Checkpoints(job.checkpoints)
             fitted = training.fit(snapshot, job.train, job.seed, ranks, Watcher(), checkpoints)
             return _commit(job, snapshot, fitted) if first else None
-        except LookalikeError as error:
-            line.tell("failed", ours=type(error).__name__, words=str(error), facts=error.__dict__)
-            raise
         except Exception as error:
-            line.tell("failed", ours=None, words=f"{type(error).__name__}: {error}"[:2000])
-            raise
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                error = _no_room(job, error)
+            if isinstance(error, LookalikeError):
+                kind, facts = type(error).__name__, error.__dict__
+                line.tell("failed", ours=kind, words=str(error), facts=facts)
+            else:
+                line.tell("failed", ours=None, words=f"{type(error).__name__}: {error}"[:2000])
+            raise error
+
+
+def _no_room(job: Job, error: OSError) -> LookalikeError:
+    """A full disk is full still when all have begun again."""
+    return LookalikeError(
+        f"there is no room to write in ({error.strerror}): {socket.gethostname()} keeps temporary "
+        f"files in {tempfile.gettempdir()}, and the encoder goes to {job.encoders}",
+        remedy="Make room there, or name another folder in TMPDIR, and run `lookalike train` "
+        "again: it goes on from its last checkpoint",
+    )
 
 
 _CURVE = ("p_at_1", "knn_accuracy", "map_at_10", "map_at_r")

@@ -66,11 +66,12 @@ def make(train: Train, classes: int, ranks: Ranks) -> Objective:
     """What `train` asks for: its loss, plus auxiliary.weight x normalised softmax.
 
     Args:
-        train: see `Train`; its loss, auxiliary and embedding_size.
+        train: see `Train`; its loss, auxiliary, and the length of the vectors.
         classes: how many there are, in all batches.
         ranks: those that train together.
     """
-    main = _term(train.loss, classes, train.embedding_size, ranks)
+    dim = train.projection or train.embedding_size
+    main = _term(train.loss, classes, dim, ranks)
     if not train.auxiliary.weight:
         return Objective(main)
     auxiliary = NormalisedSoftmax(
@@ -78,7 +79,7 @@ def make(train: Train, classes: int, ranks: Ranks) -> Objective:
         scale=train.auxiliary.scale,
         smoothing=train.auxiliary.smoothing,
     )
-    proxies = _Proxies(auxiliary, classes, train.embedding_size)
+    proxies = _Proxies(auxiliary, classes, dim)
     return Objective(main, proxies, train.auxiliary.weight)
 
 

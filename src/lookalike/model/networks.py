@@ -25,7 +25,8 @@ Body = Callable[[tf.Tensor, int], tf.Tensor]
 
 It makes its layers anew each time that it is called: once to train, and once more where it was
 trained in halves, for the network of float32 that is exported. In halves, layers return float16 or
-bfloat16 and the images stay float32: cast before combining the two.
+bfloat16 and the images stay float32: cast before combining the two. What layers draw, such as
+Dropout's masks, no checkpoint holds: a training that goes on draws others than one in a piece.
 """
 
 
@@ -78,6 +79,40 @@ def with_mirror(network: tf.keras.Model) -> tf.keras.Model:
     both = network(images) + network(tf.reverse(images, [2]))
     vectors = layers.Lambda(_unit, name="vector", dtype="float32")(both)
     return keras.Model(images, vectors, name=network.name)
+
+
+def with_projection(
+    network: tf.keras.Model,
+    dim: int,
+    ranks: Ranks = Ranks(),  # noqa: B008  frozen
+    sync_batch_norm: bool = False,
+) -> tf.keras.Model:
+    """A network below a projection: what the loss is of (Chen et al. 2020, "A Simple Framework for
+    Contrastive Learning of Visual Representations", section 4.2).
+
+    The projection drops what does not tell the trained classes apart; what is below it keeps more
+    of that, and so tells apart classes that come later.
+
+    Args:
+        network: see `make`. The weights are shared, and come first.
+        dim: length of a projected vector, float32 (n, dim), L2 norm 1.
+        ranks, sync_batch_norm: as for `make`.
+    """
+    projection = keras.Sequential(
+        [
+            layers.Dense(2 * dim, use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Dense(dim, use_bias=False),
+            layers.BatchNormalization(momentum=0.9, dtype="float32"),
+            layers.Lambda(_unit, dtype="float32"),
+        ],
+        name="projection",
+    )
+    projected = keras.Model(network.input, projection(network.output), name=network.name)
+    if sync_batch_norm:
+        _synchronise(projection, ranks)
+    return projected
 
 
 def start_from(network: tf.keras.Model, uri: str) -> tuple[int, int]:

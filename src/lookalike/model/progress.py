@@ -19,7 +19,7 @@ class Epoch:
         steps: that every rank took.
         loss: mean over its steps and all ranks.
         validation: scores on the validation split, itself left out.
-        repeated: images that came twice, on this rank.
+        repeated: images that came twice, mean over all ranks.
         images_per_second: over all ranks, validation not counted.
         waiting: share of the steps' time that this rank waited for data.
     """
@@ -28,7 +28,7 @@ class Epoch:
     steps: int
     loss: float
     validation: Scores
-    repeated: int
+    repeated: float
     images_per_second: float
     waiting: float
 
@@ -55,7 +55,7 @@ class Place:
     spent: float = 0.0
     """Seconds of training steps, where they are what is budgeted."""
     loss: float = 0.0
-    repeated: int = 0
+    repeated: float = 0.0
     precision: str = ""
     """Keras's policy that is trained with; of checkpoints of before, not known."""
     curve: list[Epoch] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike import artifacts
-from lookalike.errors import ConfigError
+from lookalike.errors import ConfigError, LookalikeError
 
 _CACHE = "lookalike-cache-"
 _SHARDS = 6
@@ -92,13 +93,20 @@ def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None
     Raises:
         OSError, pyarrow.ArrowException: a file that is missing or no Parquet file.
         ConfigError: see `Cache`.
+        LookalikeError: the cache cannot be used.
     """
     if cache is None:
         yield from _rows(uris, columns, None)
         return
-    opened = cache.open()
-    for uri in uris:  # the cache's keys are made of all that a reader is to read
-        yield from _rows([uri], columns, opened)
+    try:
+        opened = cache.open()
+        for uri in uris:  # the cache's keys are made of all that a reader is to read
+            yield from _rows([uri], columns, opened)
+    except sqlite3.Error as error:  # its notes are kept so; what it caches is in files
+        raise LookalikeError(
+            f"the cache of blocks in {cache.folder} cannot be used ({error})",
+            remedy="Make room there, or name another folder in TMPDIR",
+        ) from error
 
 
 def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[Any]:

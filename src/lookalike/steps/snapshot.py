@@ -63,11 +63,7 @@ def run(context: Context) -> Snapshotted | Skipped:
     from lookalike.lake import snapshot
 
     ledger = context.ledger
-    decided = ledger.need("duplicates").outputs
-    versions = {
-        "items": decided["items_version"],
-        "splits": decided["splits_version"],
-    }
+    versions = pinned(ledger.need("duplicates").outputs)
     recipe = snapshot.Recipe(
         preprocessing=config.images.preprocessing,
         batch=config.train.batch,
@@ -113,8 +109,16 @@ def run(context: Context) -> Snapshotted | Skipped:
     return result
 
 
+def pinned(decided: dict[str, Any]) -> dict[str, int]:
+    """Versions of the tables that training takes, from what `duplicates` committed."""
+    return {table: decided[f"{table}_version"] for table in ("items", "splits")}
+
+
 def newest_matching(context: Context) -> dict[str, Any]:
     """Outputs of the newest snapshot.
+
+    One of older tables is said, and taken: no item has changed its split since, and a training that
+    was killed can go on, though items were ingested meanwhile.
 
     Raises:
         DataError: there is none, or it is of other images, or has its classes in other groups,
@@ -122,7 +126,8 @@ def newest_matching(context: Context) -> dict[str, Any]:
     """
     config = context.config
     found: dict[str, Any] = context.ledger.need(STEP).outputs
-    recipe = artifacts.open_artifact(found["uri"], retention.SNAPSHOT).meta["recipe"]
+    meta = artifacts.open_artifact(found["uri"], retention.SNAPSHOT).meta
+    recipe = meta["recipe"]
     has = recipe["preprocessing"] | {"group_by": recipe.get("group_by")}
     wanted = asdict(config.images.preprocessing) | {"group_by": config.train.group_by}
     if others := [f"{k} = {has[k]!r}, not {wanted[k]!r}" for k in wanted if has[k] != wanted[k]]:
@@ -130,4 +135,14 @@ def newest_matching(context: Context) -> dict[str, Any]:
             f"the newest snapshot has {' and '.join(others)}",
             remedy="Run `lookalike snapshot` first, with this recipe",
         )
+    decided = context.ledger.last("duplicates")
+    if decided is not None and (newest := pinned(decided.outputs)) != meta["versions"]:
+        context.say(
+            f"The newest snapshot is of {_named(meta['versions'])}, the newest tables are "
+            f"{_named(newest)}: run `lookalike snapshot` first to take those"
+        )
     return found
+
+
+def _named(versions: dict[str, int]) -> str:
+    return " and ".join(f"{table} version {version}" for table, version in versions.items())

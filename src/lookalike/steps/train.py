@@ -17,10 +17,10 @@ from lookalike.columns import VALIDATION
 from lookalike.config import VectorsData, with_values
 from lookalike.encoder import Specification
 from lookalike.errors import DataError
-from lookalike.metrics import Calibration, calibrate, has_pairs, held_out_reliability
+from lookalike.metrics import Reliability, calibrate, has_pairs, held_out_reliability
 from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
-from lookalike.steps.snapshot import newest_matching
+from lookalike.steps.snapshot import newest_matching, pinned
 from lookalike.tracking import Run
 
 if TYPE_CHECKING:
@@ -46,13 +46,17 @@ class TrainedEncoder(Result):
 
     @property
     def words(self) -> str:
-        error = self.calibration_error
         return (
             f"encoder {self.fingerprint[:12]}: {self.steps:,} steps on each of {self.ranks} ranks "
             f"(padding: {self.repeated:.1%} of the images came twice in an epoch); validation "
             f"P@1 {self.validation['p_at_1']:.3f}, MAP@R {self.validation['map_at_r']:.3f}"
-            + ("" if error is None else f", calibration off by {error:.1%}")
+            f"{self._trust}"
         )
+
+    @property
+    def _trust(self) -> str:
+        error = self.calibration_error
+        return "" if error is None else f", calibration off by {error:.1%}"
 
 
 class AdoptedVectors(TrainedEncoder):
@@ -70,7 +74,7 @@ class AdoptedVectors(TrainedEncoder):
             f"similarity fitted to {self.calibrated_on:,} labelled validation items"
             if self.calibrated_on
             else "no similarity: no two validation items share a label, or none differ"
-        )
+        ) + self._trust
         return f"no training: encoder {self.fingerprint[:12]} takes vectors as is; {similarity}"
 
 
@@ -111,8 +115,7 @@ def run(context: Context) -> TrainedEncoder:
             "search": search,
         }
         opened = Snapshot.open(snapshot["uri"])
-        versions = {f"{t}_version": str(v) for t, v in opened.artifact.meta["versions"].items()}
-        run.tags({"snapshot": snapshot["uri"], **versions})
+        run.tags({"snapshot": snapshot["uri"], **_tags(opened.artifact.meta["versions"])})
         run.tags({f"search.{key}": str(value) for key, value in (search or {}).items()})
         run.json(made_from, "made_from.json")
         job = launch.Job(
@@ -164,6 +167,10 @@ def _log_epoch(run: Run, values: dict[str, float]) -> None:
         if name != "epoch"
     }
     run.metrics(metrics, step=int(values["epoch"]))
+
+
+def _tags(versions: dict[str, int]) -> dict[str, str]:
+    return {f"{table}_version": str(version) for table, version in versions.items()}
 
 
 def _show(run: Run, snapshot: Snapshot, trained: Trained, seed: int) -> float | None:
@@ -229,7 +236,7 @@ def made(context: Context, fingerprint: str) -> dict[str, Any]:
 
 def _adopt(context: Context, dim: int) -> AdoptedVectors:
     config, ledger = context.config, context.ledger
-    versions = _versions(ledger.need("duplicates").outputs)
+    versions = pinned(ledger.need("duplicates").outputs)
     inputs = {
         "versions": versions,
         "dim": dim,
@@ -239,34 +246,50 @@ def _adopt(context: Context, dim: int) -> AdoptedVectors:
     if last := ledger.find(STEP, inputs, lambda o: artifacts.exists(o["uri"], encoder.KIND)):
         return AdoptedVectors(**last.outputs | {"unchanged": True})
     with context.tracking.run("model") as run:
-        calibration, items = _calibration(context, dim, versions)
+        run.params({"seed": config.seed, "dim": dim})
+        run.tags(_tags(versions))
         made_from = {"versions": versions, "config": config.recorded()}
+        run.json(made_from, "made_from.json")
+        contents, labels = _validation(context, versions)
+        calibration = error = None
+        if has_pairs(labels):
+            vectors = encoder.scaled(contents, dim)
+            calibration = calibrate(vectors, labels, config.seed)
+            error = _show_reliability(run, held_out_reliability(vectors, labels, config.seed))
         specification = Specification(None, "cosine", dim, calibration)
         committed = encoder.commit(context.encoders, None, specification, made_from)
-        run.params({"seed": config.seed, "dim": dim})
         run.tags({"encoder": committed.meta["fingerprint"]})
     result = AdoptedVectors(
         uri=committed.uri,
         fingerprint=committed.meta["fingerprint"],
         validation={},
+        calibration_error=error,
         repeated=0,
         steps=0,
         ranks=0,
         run_id=run.run_id,
-        calibrated_on=items,
+        calibrated_on=0 if calibration is None else len(labels),
     )
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result
 
 
-def _versions(outputs: dict[str, Any]) -> dict[str, int]:
-    return {"items": outputs["items_version"], "splits": outputs["splits_version"]}
+def _show_reliability(run: Run, found: Reliability | None) -> float | None:
+    """Log how far a calibration can be trusted; its expected error, where that is known."""
+    from lookalike.steps import training_pictures
+
+    if found is None:
+        return None
+    with artifacts.workbench() as folder:
+        picture = folder / training_pictures.RELIABILITY
+        training_pictures.draw_reliability(found, picture)
+        run.file(picture)
+    run.metrics({"calibration_error": found.error})
+    return found.error
 
 
-def _calibration(
-    context: Context, dim: int, versions: dict[str, int]
-) -> tuple[Calibration | None, int]:
-    """The calibration, and the number of items that it was fitted to; None and 0 without pairs."""
+def _validation(context: Context, versions: dict[str, int]) -> tuple[list[bytes], np.ndarray]:
+    """Contents and labels of the labelled validation items."""
     from lookalike.lake import catalogue
     from lookalike.lake.staging import record_batches
 
@@ -274,11 +297,7 @@ def _calibration(
     rows = catalogue.labelled_contents(context.tables, versions, VALIDATION, limit)
     with record_batches(rows, context.files) as batches:
         items = [item for batch in batches for item in batch.to_pylist()]
-    labels = np.array([item["label"] for item in items])
-    if not has_pairs(labels):
-        return None, 0
-    vectors = encoder.scaled([item["bytes"] for item in items], dim)
-    return calibrate(vectors, labels, context.config.seed), len(items)
+    return [item["bytes"] for item in items], np.array([item["label"] for item in items])
 
 
 def _searched(context: Context, snapshot: str) -> dict[str, Any] | None:
