@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,3 +367,13 @@ def test_a_batch_that_the_classes_cannot_fill_is_refused(make_snapshot) -> None:
     uri = make_snapshot([40] * 3, BATCH, blocks=2)
     with pytest.raises(ConfigError, match="more than the 3 classes"):
         epoch(uri, 0, 1)
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_validation_images_that_are_not_those_of_the_manifest_are_refused(
+    make_snapshot: Callable[..., str], more: int
+) -> None:
+    snapshot = Snapshot.open(make_snapshot([24] * 5, BatchShape(4, 4), blocks=4))
+    snapshot.artifact.meta["items"]["validation"] += more
+    with pytest.raises(ArtifactError, match=r"other validation images than the \d+ of its"):
+        snapshot.validation()

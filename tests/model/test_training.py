@@ -309,12 +309,18 @@ def test_a_full_temporary_folder_is_told_with_the_checkpoint_before(
     assert "TMPDIR. The last checkpoint is of step 2" in said
 
 
-def test_a_projection_is_trained_with_and_left_behind(make_snapshot: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    "also", [{}, {"precision": "mixed_bfloat16", "ema": 0.5, "patience": 2}], ids=str
+)
+def test_a_projection_is_trained_with_and_left_behind(
+    make_snapshot: Callable[..., str], also: dict[str, object]
+) -> None:
     from lookalike.model import fit
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
-    train = small(projection=6, mirrored=True, auxiliary={"weight": 0.5}, sync_batch_norm=True)
+    given = {"projection": 6, "mirrored": True, "auxiliary": {"weight": 0.5}}
+    train = small(**given | {"sync_batch_norm": True} | also)
     fitted = fit.fit(snapshot, train, 1, Ranks())
     plain = fit.fit(snapshot, small(epochs=1), 1, Ranks()).network
     assert [w.shape for w in fitted.network.get_weights()] == [w.shape for w in plain.get_weights()]

@@ -88,7 +88,7 @@ class Tune(Model):
                     "there are no more to run"
                     if self.algorithm == "random"
                     else f"{self.algorithm} learns from trials that have ended, and would draw "
-                    "most of them before any has, at random"
+                    "too many of them before any has, at random"
                 )
                 + f". Allowed: 1 to {most}"
             )

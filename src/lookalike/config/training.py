@@ -55,8 +55,8 @@ class Train(Model):
     embedding_size: Dimension = 128
     projection: Dimension | None = Field(
         None,
-        description="size of a head above the vectors that the loss is of and the encoder is "
-        "without: better for classes that come later, a little worse for those trained on",
+        description="size of a head above the vectors that the loss sees and the encoder leaves "
+        "out: better for classes that come later, a little worse for those trained on",
     )
     classes_per_batch: Annotated[int, Field(ge=2)] = 8
     images_per_class: Annotated[int, Field(ge=2)] = 8
@@ -110,10 +110,12 @@ class Train(Model):
     def mathematics(self) -> dict[str, Any]:
         """What decides the encoder: without how it is kept safe meanwhile, and with a hash of the
         file that a network of the user's own is in, where it is to be found here."""
-        safety = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
+        left_out = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
+        if self.projection is None:  # as before there was one: the same encoders, by their names
+            left_out.add("projection")
         source = network_source(self.network)
         own = {} if source is None else {"network_source": source}
-        return self.model_dump(mode="json", exclude=safety) | own
+        return self.model_dump(mode="json", exclude=left_out) | own
 
 
 def network_source(network: str) -> str | None:

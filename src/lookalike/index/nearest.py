@@ -57,7 +57,7 @@ def search(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows, effort: in
         return exact(vectors, queries, k, rows)
     near, found = vectors.search(queries, k, rows, ceil(wide))
     if len(queries) == 1 and found[0, -1] >= 0:
-        return near, found
+        return near, found  # of one query each operation on arrays is felt
     # What was not found comes last.
     while len(waiting := np.flatnonzero(found[:, -1] < 0)):
         wide *= _WIDER

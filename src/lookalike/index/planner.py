@@ -272,10 +272,10 @@ def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator
     # Short codes are slow to learn, and seldom found by faster than vectors that have room.
     tried = [kind for kind in wishes.kinds if not roomy or kind != "ivf_pq"] or wishes.kinds
     # One of each kind, then the others of each.
-    for turn in range(max(map(len, known.values()))):
-        for kind in tried:
-            if turn < len(known[kind]):
-                yield known[kind][turn].settled(count, dim, metric)
+    turns = range(max(map(len, known.values())))
+    plans = (known[kind][turn] for turn in turns for kind in tried if turn < len(known[kind]))
+    # Of few dimensions several are the same.
+    yield from dict.fromkeys(plan.settled(count, dim, metric) for plan in plans)
 
 
 def _tried(plan: Plan, tests: list[_Test], count: int) -> Trial:

@@ -87,8 +87,8 @@ def with_projection(
     ranks: Ranks = Ranks(),  # noqa: B008  frozen
     sync_batch_norm: bool = False,
 ) -> tf.keras.Model:
-    """A network below a projection: what the loss is of (Chen et al. 2020, "A Simple Framework for
-    Contrastive Learning of Visual Representations", section 4.2).
+    """A network with a projection above it, which the loss is of (Chen et al. 2020, "A Simple
+    Framework for Contrastive Learning of Visual Representations", section 4.2).
 
     The projection drops what does not tell the trained classes apart; what is below it keeps more
     of that, and so tells apart classes that come later.
@@ -106,8 +106,7 @@ def with_projection(
             layers.Dense(dim, use_bias=False),
             layers.BatchNormalization(momentum=0.9, dtype="float32"),
             layers.Lambda(_unit, dtype="float32"),
-        ],
-        name="projection",
+        ]
     )
     projected = keras.Model(network.input, projection(network.output), name=network.name)
     if sync_batch_norm:

@@ -163,7 +163,7 @@ class Snapshot:
             uint8 (n, size, size, channels) and int32 (n,).
 
         Raises:
-            ArtifactError: a block that cannot be read.
+            ArtifactError: a block that cannot be read, or others than the manifest has.
         """
         total = int(self.artifact.meta["items"][VALIDATION])
         # Allocated once: parts and their concatenation would take twice the memory.
@@ -177,8 +177,16 @@ class Snapshot:
             for pack in packs:
                 images = self.images(pack[PIXELS], pack.get(LENGTHS, b""))
                 begin, end = end, end + pack[COUNT]
+                if end > total:
+                    break
                 pixels[begin:end] = images if self.format == "raw" else self.decoded(images)
                 classes[begin:end] = pack[CLASS_ID]
+        if end != total:
+            raise ArtifactError(
+                f"the snapshot {self.artifact.uri} holds other validation images than the "
+                f"{total:,} of its manifest",
+                remedy="Run `lookalike snapshot` again",
+            )
         return pixels, classes
 
     def images(self, pixels: bytes, lengths: bytes = b"") -> Any:

@@ -188,17 +188,17 @@ def _at_once(spark: SparkSession | None, tune: Tune, trials: int) -> int:
     if spark is None:
         return 1
     slots, most = _slots(spark), tune.model_copy(update={"trials": trials}).at_most
-    if _task_gpus(spark) or not (gpus := _seen_gpus(spark)):
-        return tune.parallelism or max(1, min(slots, most))
-    machines = _machines(spark)
-    if (at_once := tune.parallelism or 1) > machines:
-        raise ConfigError(
-            f"tune.parallelism = {at_once}: trials would share a GPU, for Spark assigns none of "
-            f"the {gpus} of a machine",
-            allowed=f"1 to {machines}, the number of machines",
-            remedy="Set spark.task.resource.gpu.amount to 1, so that each trial has its own",
-        )
-    return tune.parallelism or max(1, min(machines, most))
+    if _task_gpus(spark) < 1 and _seen_gpus(spark) and slots > _machines(spark):
+        # Spark may put any two of them on one machine, where both would take its first GPU.
+        if (at_once := tune.parallelism or 1) > 1:
+            raise ConfigError(
+                f"tune.parallelism = {at_once}: trials would share a GPU, for Spark gives none of "
+                "them one of its own",
+                allowed="1",
+                remedy="Set spark.task.resource.gpu.amount to 1, and a worker's resources with it",
+            )
+        return 1
+    return tune.parallelism or max(1, min(slots, most))
 
 
 def _slots(spark: SparkSession) -> int:
@@ -213,22 +213,12 @@ def _slots(spark: SparkSession) -> int:
 
 
 def _task_gpus(spark: SparkSession) -> float:
-    """GPUs that Spark assigns to each task.
-
-    Raises:
-        ConfigError: less than a whole one, which trials would share.
-    """
-    amount = float(spark.sparkContext.getConf().get("spark.task.resource.gpu.amount") or 0)
-    if 0 < amount < 1:
-        raise ConfigError(
-            f"spark.task.resource.gpu.amount = {amount:g}: trials would share a GPU",
-            allowed="1, or more",
-        )
-    return amount
+    """GPUs that Spark assigns to each task; of less than 1 several tasks share one."""
+    return float(spark.sparkContext.getConf().get("spark.task.resource.gpu.amount") or 0)
 
 
 def _seen_gpus(spark: SparkSession) -> int:
-    """GPUs that one of the workers sees, assigned or not."""
+    """How many one of the workers sees, assigned or not."""
 
     def seen(_: int) -> int:
         from lookalike.model import process

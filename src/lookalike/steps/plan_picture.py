@@ -62,6 +62,8 @@ def _named(trial: dict[str, Any]) -> str:
         words.append(f"m {plan['m']}")
     if plan["kind"].startswith("ivf"):
         words.append(f"{plan['nlist']:,} cells")
+    if plan["kind"] == "ivf_pq":
+        words.append(f"{plan['pq_bytes']} bytes")
     if plan["kind"] in ("ivf_sq8", "ivf_pq"):
         words.append(f"re-ranked {plan['rerank']}k" if plan["rerank"] else "codes alone")
     return ", ".join(words) + (" (chosen)" if trial["verdict"] == "chosen" else "")
