@@ -31,16 +31,17 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
     threads = train.threads or max(1, _cores() // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    if gpus := tf.config.list_physical_devices("GPU"):
-        own = gpus[gpu_of(ranks.devices, ranks.local_rank, len(gpus))]
+    if seen := gpus():
+        own = seen[gpu_of(ranks.devices, ranks.local_rank, len(seen))]
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
     set_determinism(train)
 
 
-def gpus() -> int:
-    """How many TensorFlow sees on this machine."""
-    return len(tf.config.list_physical_devices("GPU"))
+def gpus() -> list[tf.config.PhysicalDevice]:
+    """Those that TensorFlow sees on this machine."""
+    found: list[tf.config.PhysicalDevice] = tf.config.list_physical_devices("GPU")
+    return found
 
 
 def gpu_of(addresses: Sequence[str], local_rank: int, seen: int) -> int:
@@ -87,7 +88,7 @@ def precision(train: Train) -> str:
     """
     if train.precision != "auto":
         return train.precision
-    if tf.config.list_physical_devices("GPU"):
+    if gpus():
         return "mixed_float16"
     has_units = _CPU.exists() and "amx_bf16" in _CPU.read_text()
     used = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")

@@ -188,7 +188,8 @@ def _at_once(spark: SparkSession | None, tune: Tune, trials: int) -> int:
     if spark is None:
         return 1
     slots, most = _slots(spark), tune.model_copy(update={"trials": trials}).at_most
-    if _task_gpus(spark) < 1 and _seen_gpus(spark) and slots > _machines(spark):
+    # What one of the workers sees is asked last: it takes a task.
+    if slots > _machines(spark) and _task_gpus(spark) < 1 and _seen_gpus(spark):
         # Spark may put any two of them on one machine, where both would take its first GPU.
         if (at_once := tune.parallelism or 1) > 1:
             raise ConfigError(
@@ -223,7 +224,7 @@ def _seen_gpus(spark: SparkSession) -> int:
     def seen(_: int) -> int:
         from lookalike.model import process
 
-        return process.gpus()
+        return len(process.gpus())
 
     return int(spark.sparkContext.parallelize([0], 1).map(seen).first())
 
