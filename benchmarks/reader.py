@@ -6,11 +6,12 @@ against tf.io.decode_raw behind a Petastorm reader, and an in-memory numpy sampl
 20,000 JPEG files of 224 x 224 (random crops of `LOOKALIKE_DATA`/grocery): the `encoded` snapshot
 against tf.data with tf.io.decode_jpeg on the same files.
 
-All make batches of 8 classes x 8 images, Petastorm and tf.data by their own means: shuffled, 8 of
-a class together, 8 of those a batch (which may bring a class twice); "plain" is without that, but
-64 shuffled images a batch, which is less to do. Each runs in a process of its own, on as many
-threads, in turns; a pass to warm up, then passes that count. Peaks are of resident memory,
-TensorFlow's included.
+All make batches of 8 classes x 8 images, as tensors of tf.data: lookalike's as training takes them
+("arrays": before they are tensors), Petastorm's and tf.data's by their own means: shuffled, 8 of a
+class together, 8 of those a batch (which may bring a class twice); "plain" is without that, but 64
+shuffled images a batch, which is less to do. Each runs in a process of its own, on as many threads,
+in turns; a pass to warm up, then passes that count. Peaks are of resident memory, TensorFlow's
+included.
 
     uv run benchmarks/reader.py [--json PATH] [--images N] [--photos N] [--rounds N] [--passes N]
 """
@@ -18,6 +19,7 @@ TensorFlow's included.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -36,6 +38,7 @@ from _figures import Figures, asked, in_process
 from _snapshots import clothes, write_snapshot
 from PIL import Image
 
+from lookalike import planning
 from lookalike.images import Preprocessing
 from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.snapshot import Snapshot
@@ -84,11 +87,11 @@ def main() -> None:
         ("raw / Petastorm with TransformSpec, plain", "plain TransformSpec", None),
         ("raw / Petastorm with decode_raw", "decode_raw", 3.0),
         ("raw / Petastorm with decode_raw, plain", "plain decode_raw", None),
-        ("raw / numpy in memory", "numpy", None),
+        ("raw, arrays / numpy in memory", "numpy", None),
         ("encoded / tf.data with decode_jpeg", "decode_jpeg", 1.0),
         ("encoded / tf.data with decode_jpeg, plain", "plain decode_jpeg", None),
     ):
-        ours = "encoded" if "jpeg" in rival else "raw"
+        ours = "encoded" if "jpeg" in rival else name.partition(" /")[0]
         figures.add(name, pace[ours] / pace[rival], "x", goal, "higher")
     for name, value in pace.items():
         figures.add(f"{name}: pace", value, "images/s", None, "higher")
@@ -112,18 +115,38 @@ def _measure(batches: Callable[[Path, int], Iterator[Any]], folder: Path, passes
 # --- the contenders: the images of each batch, uint8 (64, size, size, channels) --------------
 
 
-def _lookalike(kind: str) -> Callable[[Path, int], Iterator[Any]]:
-    snapshots: list[Snapshot] = []  # opened once, as training does
+def _arrays(kind: str) -> Callable[[Path, int], Iterator[Any]]:
+    opened: list[tuple[Snapshot, Shard]] = []
 
     def batches(folder: Path, number: int) -> Iterator[Any]:
-        if not snapshots:
-            snapshots.append(Snapshot.open(str(folder / kind)))
-        snapshot = snapshots[0]
-        buffer = BUFFER // snapshot.item_bytes
-        shard = Shard(0, 1, BATCH, 1, buffer, threads=THREADS)
-        return (batch.pixels for batch in epoch_batches(snapshot, shard, number))
+        if not opened:
+            opened.append(_opened(folder / kind))
+        return (batch.pixels for batch in epoch_batches(*opened[0], number))
 
     return batches
+
+
+def _tensors(kind: str) -> Callable[[Path, int], Iterator[Any]]:
+    streams: list[tuple[int, Iterator[Any]]] = []  # one for all epochs, as in training
+
+    def batches(folder: Path, number: int) -> Iterator[Any]:
+        from lookalike.config import Augment
+        from lookalike.model import feed
+
+        if not streams:
+            snapshot, shard = _opened(folder / kind)
+            steps = planning.steps_per_epoch(snapshot.train_items, 1, BATCH)
+            streams.append((steps, feed.stream(snapshot, shard, Augment(), number, 0)))
+        steps, stream = streams[0]
+        return (pixels for pixels, *_ in itertools.islice(stream, steps))
+
+    return batches
+
+
+def _opened(folder: Path) -> tuple[Snapshot, Shard]:
+    """Once, as training does."""
+    snapshot = Snapshot.open(str(folder))
+    return snapshot, Shard(0, 1, BATCH, 1, BUFFER // snapshot.item_bytes, threads=THREADS)
 
 
 def _petastorm(folder: Path, number: int, **options: Any) -> Any:
@@ -222,13 +245,15 @@ def _numpy(folder: Path, number: int) -> Iterator[Any]:
 _HELD: list[np.ndarray] = []
 
 CONTENDERS: dict[str, Callable[[Path, int], Iterator[Any]]] = {
-    "raw": _lookalike("raw"),
+    "raw": _tensors("raw"),
+    "raw, arrays": _arrays("raw"),
     "TransformSpec": _transform_spec,
     "plain TransformSpec": partial(_transform_spec, plain=True),
     "decode_raw": _decode_raw,
     "plain decode_raw": partial(_decode_raw, plain=True),
     "numpy": _numpy,
-    "encoded": _lookalike("encoded"),
+    "encoded": _tensors("encoded"),
+    "encoded, arrays": _arrays("encoded"),
     "decode_jpeg": _decode_jpeg,
     "plain decode_jpeg": partial(_decode_jpeg, plain=True),
 }

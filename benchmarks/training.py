@@ -74,8 +74,9 @@ def main() -> None:
     figures.add("two processes that share nothing / one, each", beside, "x", None, "higher")
     figures.add("two ranks / two such processes", ratio("two", "beside"), "x", None, "higher")
     figures.add("fit, precision auto / float32", ratio("auto", "fit"), "x", None, "higher")
-    waiting = median(r["fit"]["waiting"] for r in rounds)
-    figures.add("share of a step waiting for data", waiting, "", 0.03)
+    for name, kind in (("", "fit"), (", two ranks", "two")):
+        waiting = median(r[kind]["waiting"] for r in rounds)
+        figures.add(f"share of a step waiting for data{name}", waiting, "", 0.03)
     figures.add("bare loop", median(r["bare"]["pace"] for r in rounds), "images/s")
     for name, seconds in start.items():
         figures.add(f"until the first step: {name}", seconds, "s")
@@ -177,13 +178,18 @@ def _ranks(folder: Path, count: int, batch: BatchShape = BATCH) -> dict[str, flo
 
 
 def _start(folder: Path) -> dict[str, float]:
-    """Seconds between moments of a training that Horovod starts in Spark tasks."""
+    """Seconds between moments of a training that Horovod starts in Spark tasks, from the process's
+    begin to the first step."""
+    import psutil
+
+    born = psutil.Process().create_time()
     from horovod.common.util import gloo_built
     from horovod.spark import run
 
     from lookalike.config import Spark
     from lookalike.lake.session import open_session
 
+    brought = time.time()
     open_session(Spark(master="local[2]"), "benchmark")
     begin = time.time()
     gloo_built(verbose=False)
@@ -211,14 +217,17 @@ def _start(folder: Path) -> dict[str, float]:
         return moments
 
     place, train = str(folder), _train(2).model_copy(update={"epochs": 1})
-    begin = time.time()
+    opened, begin = begin - brought, time.time()
     started, imported, joined, stepped = run(rank, num_proc=2, use_gloo=True, verbose=0)[0]
     return {
+        "Python and imports": brought - born,
+        "a Spark session": opened,
         "Horovod asks whether it can (beside the rest)": asked_for,
         "Spark tasks, Horovod's services": started - begin,
         "a rank's imports": imported - started,
         "ranks find one another": joined - imported,
         "network, first vectors of validation, first batch, tracing": stepped - joined,
+        "in all": stepped - born - (begin - brought - opened),
     }
 
 

@@ -103,6 +103,7 @@ def write_recipe(folder: Path, train: int, test: int) -> Path:
             "classes_per_batch": 5,
             "images_per_class": 4,
             "learning_rate": 0.003,
+            "detail": 0.2,
         },
         "serving": {"thumbnails": 16},
         # On a few hundred images raw pixels may win; the gate's rules have tests of their own.

@@ -44,11 +44,12 @@ def test_best_values_replace_the_recipes() -> None:
     assert found.loss.beta == train.loss.beta
 
 
-def test_a_training_without_a_projection_is_that_of_before_there_was_one() -> None:
+def test_a_training_without_detail_is_that_of_before_there_was_one() -> None:
     """What names encoders, checkpoints and searches must stay what it was."""
     train = config.load(DEMO).train
-    assert "projection" not in train.mathematics()
-    assert train.model_copy(update={"projection": 64}).mathematics()["projection"] == 64
+    train = train.model_copy(update={"detail": 0.0})
+    assert "detail" not in train.mathematics()
+    assert train.model_copy(update={"detail": 0.3}).mathematics()["detail"] == 0.3
 
 
 def test_any_part_of_a_training_can_be_searched() -> None:

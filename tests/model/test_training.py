@@ -21,11 +21,20 @@ from lookalike.planning import BatchShape
 
 
 @pytest.mark.parametrize(
-    ("mirrored", "precision"),
-    [(False, "float32"), (True, "float32"), (True, "mixed_bfloat16")],
+    ("mirrored", "precision", "detail"),
+    [
+        (False, "float32", 0),
+        (True, "float32", 0),
+        (False, "float32", 0.2),
+        (True, "mixed_bfloat16", 0.2),
+    ],
 )
 def test_fit_learns_and_its_graph_gives_the_same_vectors(
-    make_snapshot: Callable[..., str], tmp_path: Path, mirrored: bool, precision: str
+    make_snapshot: Callable[..., str],
+    tmp_path: Path,
+    mirrored: bool,
+    precision: str,
+    detail: float,
 ) -> None:
     import tensorflow as tf
 
@@ -36,7 +45,7 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
     train = Train(
         network="simple_cnn", embedding_size=8, classes_per_batch=5, images_per_class=4,
         epochs=6, learning_rate=0.005, augment=Augment(flip=True), mirrored=mirrored,
-        precision=precision,
+        precision=precision, detail=detail,
     )  # fmt: skip
     steps: list[tuple[int, int]] = []
 
@@ -312,20 +321,30 @@ def test_a_full_temporary_folder_is_told_with_the_checkpoint_before(
 @pytest.mark.parametrize(
     "also", [{}, {"precision": "mixed_bfloat16", "ema": 0.5, "patience": 2}], ids=str
 )
-def test_a_projection_is_trained_with_and_left_behind(
+def test_detail_lies_beside_what_was_trained(
     make_snapshot: Callable[..., str], also: dict[str, object]
 ) -> None:
     from lookalike.model import fit
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
-    given = {"projection": 6, "mirrored": True, "auxiliary": {"weight": 0.5}}
-    train = small(**given | {"sync_batch_norm": True} | also)
-    fitted = fit.fit(snapshot, train, 1, Ranks())
-    plain = fit.fit(snapshot, small(epochs=1), 1, Ranks()).network
-    assert [w.shape for w in fitted.network.get_weights()] == [w.shape for w in plain.get_weights()]
-    assert fitted.after.shape[1] == train.embedding_size == 8
-    assert fitted.scores.map_at_r > fitted.epochs[0].validation.map_at_r
+    given = {"auxiliary": {"weight": 0.5}, "deterministic": True} | also
+    plain = fit.fit(snapshot, small(embedding_size=5, **given), 1, Ranks())
+    fitted = fit.fit(snapshot, small(embedding_size=9, detail=0.3, **given), 1, Ranks())
+    assert fitted.after.shape[1] == 9
+    assert np.allclose(np.linalg.norm(fitted.after, axis=1), 1, atol=1e-5)
+    # The same training, with its weights and no others.
+    for own, other in zip(fitted.network.get_weights(), plain.network.get_weights(), strict=True):
+        assert np.allclose(own, other, atol=1e-5)
+    detail = fitted.after[:, 5:]
+    assert np.allclose(fitted.after[:, :5], np.sqrt(0.7) * plain.after, atol=1e-3)
+    assert np.allclose((detail**2).sum(1), 0.3, atol=1e-3)
+    assert [e.validation for e in fitted.epochs[:-1]] == [e.validation for e in plain.epochs[:-1]]
+    everyone = np.arange(len(fitted.after))
+    found = exact_scores(
+        fitted.after, fitted.classes, fitted.after, fitted.classes, self_rows=everyone
+    )
+    assert fitted.scores.map_at_r == pytest.approx(found.map_at_r, abs=1e-6)
     pixels, _ = snapshot.validation()
     assert np.allclose(fitted.network.predict(pixels, verbose=0), fitted.after, atol=1e-5)
 

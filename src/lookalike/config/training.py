@@ -53,10 +53,11 @@ class Train(Model):
         "work to encode",
     )
     embedding_size: Dimension = 128
-    projection: Dimension | None = Field(
-        None,
-        description="size of a head above the vectors that the loss sees and the encoder leaves "
-        "out: better for classes that come later, a little worse for those trained on",
+    detail: Share = Field(
+        0.0,
+        description="share of a vector for what its network sees and its loss would leave out, in "
+        "half of its numbers: better for classes that come later and for the nearest of all, less "
+        "so for gathering those trained on",
     )
     classes_per_batch: Annotated[int, Field(ge=2)] = 8
     images_per_class: Annotated[int, Field(ge=2)] = 8
@@ -107,12 +108,22 @@ class Train(Model):
     def batch(self) -> BatchShape:
         return BatchShape(self.classes_per_batch, self.images_per_class)
 
+    @property
+    def detail_size(self) -> int:
+        """Numbers of a vector that are its detail."""
+        return self.embedding_size // 2 if self.detail else 0
+
+    @property
+    def trained_size(self) -> int:
+        """Numbers of a vector that the loss is of."""
+        return self.embedding_size - self.detail_size
+
     def mathematics(self) -> dict[str, Any]:
         """What decides the encoder: without how it is kept safe meanwhile, and with a hash of the
         file that a network of the user's own is in, where it is to be found here."""
         left_out = {"cache_mb", "checkpoint_steps", "restarts", "silence"}
-        if self.projection is None:  # as before there was one: the same encoders, by their names
-            left_out.add("projection")
+        if not self.detail:  # as before there was one: the same encoders, by their names
+            left_out.add("detail")
         source = network_source(self.network)
         own = {} if source is None else {"network_source": source}
         return self.model_dump(mode="json", exclude=left_out) | own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from lookalike.errors import LookalikeError
 from lookalike.metrics import Scores
 from lookalike.model import (
     checkpoints,
+    detail,
     feed,
     losses,
     networks,
@@ -23,7 +25,7 @@ from lookalike.model import (
     reader,
     validation,
 )
-from lookalike.model.batches import Shard
+from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.checkpoints import Checkpoints
 from lookalike.model.progress import Epoch, Place, Watcher
 from lookalike.model.ranks import Ranks
@@ -165,6 +167,7 @@ class _Training:
             return self._run(checkpoint)
 
     def _run(self, checkpoint: str | None) -> Fitted:
+        train = self.train
         pixels, classes = self.snapshot.validation()
         before = self._vectors(pixels)
         if checkpoint is not None:
@@ -187,40 +190,49 @@ class _Training:
             best = max(curve, key=lambda epoch: epoch.validation.map_at_r)
             self.network.set_weights(self.best)
         precision = self.place.precision
-        if precision == "float32":
-            after = self._vectors(pixels)
-        else:
+        if precision != "float32":
             # What is exported computes alike everywhere, and what is said is said of it.
             tf.keras.mixed_precision.set_global_policy("float32")
             trained = self.network.get_weights()
             self._use(self._network())
             self.network.set_weights(trained)
-            after = self._vectors(pixels)
+        if train.detail:
+            self._use(self._with_detail())
+        after = self._vectors(pixels)
+        if precision != "float32" or train.detail:
             best = replace(best, validation=validation.scores(after, classes, self.ranks))
             curve[best.number] = best
         return Fitted(self.encoder, tuple(curve), best, before, after, classes, precision)
 
     def _use(self, network: tf.keras.Model) -> None:
         """Train this network; what makes vectors of it has the same weights."""
-        train = self.train
-        self.network = self.encoder = network
-        if train.projection is not None:
-            self.network = networks.with_projection(
-                network, train.projection, self.ranks, train.sync_batch_norm
-            )
-        if train.mirrored:
-            self.encoder = networks.with_mirror(network)
+        self.network = network
+        self.encoder = networks.with_mirror(network) if self.train.mirrored else network
         self.encode = validation.forward(self.encoder)
 
     def _network(self) -> tf.keras.Model:
         train = self.train
-        return networks.make(
+        network = networks.make(
             train.network,
             self.snapshot.preprocessing,
-            train.embedding_size,
+            train.trained_size,
             self.ranks,
             train.sync_batch_norm,
         )
+        if train.detail:  # so that what is wrong is told before the training
+            detail.numbers(network, train.detail_size)
+        return network
+
+    def _with_detail(self) -> tf.keras.Model:
+        """The network with the detail of the first images of training beside its vectors."""
+        train, ranks = self.train, self.ranks
+        encode = validation.forward(detail.numbers(self.network, train.detail_size))
+        batches = min(self.per_epoch, -(-detail.IMAGES // (ranks.size * train.batch.size)))
+        first = itertools.islice(epoch_batches(self.snapshot, self._shard(), 0), batches)
+        found = ranks.gather_uneven(np.concatenate([encode(b.pixels).numpy() for b in first]))
+        # By one of them: all must have the same, to the bit.
+        own = detail.components(found, train.detail_size) if ranks.rank == 0 else None
+        return detail.with_detail(self.network, train.detail, *ranks.told(own))
 
     def _shard(self) -> Shard:
         train = self.train
@@ -237,7 +249,7 @@ class _Training:
         )
 
     def _vectors(self, pixels: np.ndarray) -> np.ndarray:
-        return validation.vectors(self.encode, pixels, self.train.embedding_size, self.ranks)
+        return validation.vectors(self.encode, pixels, self.encoder.output_shape[1], self.ranks)
 
     def _epoch(self, batches: feed.Batches) -> _Pace:
         """Take an epoch's steps, or those that are left of it."""

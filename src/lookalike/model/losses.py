@@ -70,7 +70,7 @@ def make(train: Train, classes: int, ranks: Ranks) -> Objective:
         classes: how many there are, in all batches.
         ranks: those that train together.
     """
-    dim = train.projection or train.embedding_size
+    dim = train.trained_size
     main = _term(train.loss, classes, dim, ranks)
     if not train.auxiliary.weight:
         return Objective(main)

@@ -20,6 +20,9 @@ from lookalike.model.ranks import Ranks
 keras = tf.keras
 layers = tf.keras.layers
 
+DETAIL = "detail"
+"""The layer that `train.detail` is taken of, by its name."""
+
 Body = Callable[[tf.Tensor, int], tf.Tensor]
 """From images, float32 (n, size, size, channels) in [0, 1], and dim to features, (n, dim).
 
@@ -61,7 +64,7 @@ def make(
     body = _BODIES.get(name) or _imported(name)
     features = _features(body, scaled, dim, name)
     _check(features, name, dim)
-    vectors = layers.Lambda(_unit, name="vector", dtype="float32")(features)
+    vectors = layers.Lambda(unit, name="vector", dtype="float32")(features)
     # A model's name may hold no colon.
     network = keras.Model(images, vectors, name=name.rpartition(":")[2])
     if sync_batch_norm:
@@ -77,41 +80,8 @@ def with_mirror(network: tf.keras.Model) -> tf.keras.Model:
     """
     images = keras.Input(network.input_shape[1:], dtype=tf.uint8, name="pixels")
     both = network(images) + network(tf.reverse(images, [2]))
-    vectors = layers.Lambda(_unit, name="vector", dtype="float32")(both)
+    vectors = layers.Lambda(unit, name="vector", dtype="float32")(both)
     return keras.Model(images, vectors, name=network.name)
-
-
-def with_projection(
-    network: tf.keras.Model,
-    dim: int,
-    ranks: Ranks = Ranks(),  # noqa: B008  frozen
-    sync_batch_norm: bool = False,
-) -> tf.keras.Model:
-    """A network with a projection above it, which the loss is of (Chen et al. 2020, "A Simple
-    Framework for Contrastive Learning of Visual Representations", section 4.2).
-
-    The projection drops what does not tell the trained classes apart; what is below it keeps more
-    of that, and so tells apart classes that come later.
-
-    Args:
-        network: see `make`. The weights are shared, and come first.
-        dim: length of a projected vector, float32 (n, dim), L2 norm 1.
-        ranks, sync_batch_norm: as for `make`.
-    """
-    projection = keras.Sequential(
-        [
-            layers.Dense(2 * dim, use_bias=False),
-            layers.BatchNormalization(momentum=0.9),
-            layers.ReLU(),
-            layers.Dense(dim, use_bias=False),
-            layers.BatchNormalization(momentum=0.9, dtype="float32"),
-            layers.Lambda(_unit, dtype="float32"),
-        ]
-    )
-    projected = keras.Model(network.input, projection(network.output), name=network.name)
-    if sync_batch_norm:
-        _synchronise(projection, ranks)
-    return projected
 
 
 def start_from(network: tf.keras.Model, uri: str) -> tuple[int, int]:
@@ -236,7 +206,8 @@ def _moments_of_all(
     return ranks.moments(*own(*args, **kwargs))
 
 
-def _unit(x: tf.Tensor) -> tf.Tensor:
+def unit(x: tf.Tensor) -> tf.Tensor:
+    """Vectors (n, dim) with L2 norm 1."""
     return tf.math.l2_normalize(x, axis=1)
 
 
@@ -251,7 +222,7 @@ def _compact_resnet(x: tf.Tensor, dim: int, filters: int) -> tf.Tensor:
     x = layers.MaxPooling2D(2)(_convolved(x, filters, 3))
     while x.shape[1] > 16:
         x = _convolved(x, filters, 3, strides=2)
-    x = layers.MaxPooling2D(2)(_residual(_residual(x)))
+    x = layers.MaxPooling2D(2, name=DETAIL)(_residual(_residual(x)))
     x = layers.MaxPooling2D(2)(_residual(_convolved(x, 2 * filters, 3)))
     x = layers.Dense(dim, use_bias=False)(layers.Flatten()(x))
     return layers.BatchNormalization(momentum=0.9, dtype="float32")(x)
@@ -266,7 +237,7 @@ def _residual(x: tf.Tensor) -> tf.Tensor:
 def _simple_cnn(x: tf.Tensor, dim: int) -> tf.Tensor:
     """The two-convolution network of the Keras tutorials."""
     x = layers.Conv2D(32, 3, activation="relu")(x)
-    x = layers.MaxPooling2D(2)(x)
+    x = layers.MaxPooling2D(2, name=DETAIL)(x)
     x = layers.Conv2D(64, 3, activation="relu")(x)
     x = layers.MaxPooling2D(2)(x)
     return layers.Dense(dim)(layers.Flatten()(x))
