@@ -45,7 +45,7 @@ demo: $(READY) ## the whole pipeline on a small catalogue
 	@$(BIN)/lookalike run --conf conf/demo.yaml
 
 test: $(READY) ## every test but the long ones
-	@$(BIN)/pytest tests -ra -m "not soak" --durations=15
+	@$(BIN)/pytest tests -n 2 --dist loadgroup -ra -m "not soak" --durations=15
 
 soak: $(READY) ## the long tests
 	@$(BIN)/pytest tests -ra -m soak || { \

@@ -25,6 +25,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 MakeSnapshot = Callable[..., str]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process, and so do all files that look at the way."""
+    of_way = {item.path for item in items if "way" in getattr(item, "fixturenames", ())}
+    for item in items:
+        own = str(item.path.relative_to(Path(__file__).parent))
+        group = "way" if item.path in of_way else own
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def make_snapshot(tmp_path: Path) -> MakeSnapshot:
     """Write a snapshot of noise: images of class c are bright in row c. Returns its URI.
