@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--pace", choices=NAMES, help="how fast it trains, in here")
     parser.add_argument("--without", type=int, nargs="+", default=[], help="classes kept out")
     given = parser.parse_args()
+    if given.unseen and not set(given.only) & set(OF_UNSEEN):
+        parser.error(f"--unseen has the rows {', '.join(OF_UNSEEN)}")
     if given.one:
         name, seed = given.one
         print(json.dumps(_one(name, int(seed), given.items, given.epochs, given.without)))

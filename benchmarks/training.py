@@ -118,7 +118,7 @@ def _bare(folder: Path) -> dict[str, float]:
     batches = [
         (tf.constant(b.pixels), tf.constant(b.classes)) for b in epoch_batches(snapshot, shard, 0)
     ]
-    network = networks.make(train.network, snapshot.preprocessing, train.embedding_size)
+    network = networks.make(train.network, snapshot.preprocessing, train.trained_size)
     objective = losses.make(train, len(snapshot.classes), Ranks())
     schedule = tf.keras.optimizers.schedules.CosineDecay(train.learning_rate, 10_000)
     optimizer = tf.keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)

@@ -60,7 +60,9 @@ def test_fit_learns_and_its_graph_gives_the_same_vectors(
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     assert fitted.precision == precision
-    assert fitted.best == fitted.epochs[-1]
+    assert fitted.best.number == fitted.epochs[-1].number == 5
+    if precision == "float32" and not detail:
+        assert fitted.best == fitted.epochs[-1]
     assert [done for done, _ in steps] == list(range(1, 61))
     assert {total for _, total in steps} == {60}
     # Chance is about 1/5; the classes differ by a bright row.
@@ -319,7 +321,9 @@ def test_a_full_temporary_folder_is_told_with_the_checkpoint_before(
 
 
 @pytest.mark.parametrize(
-    "also", [{}, {"precision": "mixed_bfloat16", "ema": 0.5, "patience": 2}], ids=str
+    "also",
+    [{}, {"precision": "mixed_bfloat16", "ema": 0.5, "patience": 1, "learning_rate": 0.05}],
+    ids=str,
 )
 def test_detail_lies_beside_what_was_trained(
     make_snapshot: Callable[..., str], also: dict[str, object]
@@ -328,18 +332,17 @@ def test_detail_lies_beside_what_was_trained(
     from lookalike.model.ranks import Ranks
 
     snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
-    given = {"auxiliary": {"weight": 0.5}, "deterministic": True} | also
+    given = {"auxiliary": {"weight": 0.5}, "mirrored": True} | also
     plain = fit.fit(snapshot, small(embedding_size=5, **given), 1, Ranks())
     fitted = fit.fit(snapshot, small(embedding_size=9, detail=0.3, **given), 1, Ranks())
-    assert fitted.after.shape[1] == 9
-    assert np.allclose(np.linalg.norm(fitted.after, axis=1), 1, atol=1e-5)
-    # The same training, with its weights and no others.
+    # The same training, with its weights and no others; detail is put beside what it made.
     for own, other in zip(fitted.network.get_weights(), plain.network.get_weights(), strict=True):
-        assert np.allclose(own, other, atol=1e-5)
-    detail = fitted.after[:, 5:]
+        assert np.allclose(own, other, atol=1e-4)
+    assert fitted.before.shape[1] == plain.after.shape[1] == 5
+    assert fitted.after.shape[1] == 9
     assert np.allclose(fitted.after[:, :5], np.sqrt(0.7) * plain.after, atol=1e-3)
-    assert np.allclose((detail**2).sum(1), 0.3, atol=1e-3)
-    assert [e.validation for e in fitted.epochs[:-1]] == [e.validation for e in plain.epochs[:-1]]
+    assert np.allclose((fitted.after[:, 5:] ** 2).sum(axis=1), 0.3, atol=1e-3)
+    assert fitted.best.number == plain.best.number
     everyone = np.arange(len(fitted.after))
     found = exact_scores(
         fitted.after, fitted.classes, fitted.after, fitted.classes, self_rows=everyone

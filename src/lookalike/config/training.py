@@ -7,7 +7,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lookalike.config.fields import Model, Positive, Share
 from lookalike.config.keys import put
@@ -45,7 +45,9 @@ class Train(Model):
         "or a function of yours: package.module:function",
     )
     init_from: str | None = Field(
-        None, description="folder or URI of an encoder whose weights training starts from"
+        None,
+        description="folder or URI of an encoder whose weights training starts from; of another "
+        "embedding_size or detail all but the last layer's",
     )
     mirrored: bool = Field(
         False,
@@ -103,6 +105,12 @@ class Train(Model):
     silence: Positive = Field(
         120, description="seconds without a word that a rank is given up after"
     )
+
+    @model_validator(mode="after")
+    def _leave_something_to_train(self) -> Train:
+        if self.detail and self.embedding_size < 4:
+            raise ValueError("detail takes half of embedding_size, which is then at least 4")
+        return self
 
     @property
     def batch(self) -> BatchShape:

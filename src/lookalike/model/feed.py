@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ from lookalike.model.augmentation import augmented
 from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.snapshot import Snapshot
 
-Batches = Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+Batches = Generator[tuple[tf.Tensor, tf.Tensor, tf.Tensor], None, None]
 
 
 def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start: int) -> Batches:
@@ -31,7 +31,7 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
 
     Returns:
         Pixels, uint8 (P * K, size, size, channels); classes, int32 (P * K,); and, int32, how many
-        of the images the rank had already used.
+        of the images the rank had already used. Close it, so that nothing more is read.
 
     Raises:
         LookalikeError, OSError: on the way, what cannot be read.
@@ -72,7 +72,9 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
     return _read(iter(data.map(changed).prefetch(4)), unread)
 
 
-def _read(batches: Batches, unread: list[Exception]) -> Batches:
+def _read(
+    batches: Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]], unread: list[Exception]
+) -> Batches:
     try:
         yield from batches
     except tf.errors.OpError as error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # scikit-learn's
 
 from lookalike import artifacts, planning
 from lookalike.config import Budget, Train
@@ -45,11 +47,11 @@ class Fitted:
     Attributes:
         network: with the weights that were validated best: the last ones where there is no
             `patience`, averaged where there is `ema`.
-        epochs: what each epoch brought.
+        epochs: what each epoch brought, its scores those of what was trained.
         best: the epoch that the weights are of, with the scores of the network as it is here: in
-            float32, whatever it was trained in.
-        before, after: float32 (n, dim), vectors of the untrained and of the trained network, the
-            former computed as it is trained.
+            float32, whatever it was trained in, and with detail where there is any.
+        before, after: float32 (n, ...), vectors of the untrained and of the trained network, the
+            former computed as it is trained and without detail.
         classes: int32 (n,), class numbers of the validation images.
         precision: Keras's policy that it was trained with.
     """
@@ -172,17 +174,18 @@ class _Training:
         before = self._vectors(pixels)
         if checkpoint is not None:
             self._resume(checkpoint)
-        batches = feed.stream(
-            self.snapshot, self._shard(), self.train.augment, self.place.epoch, self.place.step
+        stream = feed.stream(
+            self.snapshot, self._shard(), train.augment, self.place.epoch, self.place.step
         )
-        # A checkpoint at an epoch's last step is of before its validation, which is to be done.
-        while (self._done < self.steps or self.place.step) and not self._stale():
-            pace = self._epoch(batches)
-            # What would leave it now is validated.
-            self._average_statistics()
-            with optimizer.averaged(self.optimizer, self.trained):
-                scores = validation.scores(self._vectors(pixels), classes, self.ranks)
-                self._end_epoch(scores, pace)
+        with closing(stream) as batches:
+            # A checkpoint at an epoch's last step is of before its validation, which is to be done.
+            while (self._done < self.steps or self.place.step) and not self._stale():
+                pace = self._epoch(batches)
+                # What would leave it now is validated.
+                self._average_statistics()
+                with optimizer.averaged(self.optimizer, self.trained):
+                    scores = validation.scores(self._vectors(pixels), classes, self.ranks)
+                    self._end_epoch(scores, pace)
         curve = self.place.curve
         best = curve[-1]
         optimizer.average(self.optimizer, self.trained)
@@ -197,15 +200,14 @@ class _Training:
             self._use(self._network())
             self.network.set_weights(trained)
         if train.detail:
-            self._use(self._with_detail())
+            self._add_detail()
         after = self._vectors(pixels)
         if precision != "float32" or train.detail:
             best = replace(best, validation=validation.scores(after, classes, self.ranks))
-            curve[best.number] = best
         return Fitted(self.encoder, tuple(curve), best, before, after, classes, precision)
 
     def _use(self, network: tf.keras.Model) -> None:
-        """Train this network; what makes vectors of it has the same weights."""
+        """Take this network; what makes vectors of it has the same weights."""
         self.network = network
         self.encoder = networks.with_mirror(network) if self.train.mirrored else network
         self.encode = validation.forward(self.encoder)
@@ -220,19 +222,25 @@ class _Training:
             train.sync_batch_norm,
         )
         if train.detail:  # so that what is wrong is told before the training
-            detail.numbers(network, train.detail_size)
+            detail.parts(network, train.detail_size, train.mirrored)
         return network
 
-    def _with_detail(self) -> tf.keras.Model:
-        """The network with the detail of the first images of training beside its vectors."""
+    def _add_detail(self) -> None:
+        """Let vectors be with detail, whose components are those of the first training images."""
         train, ranks = self.train, self.ranks
-        encode = validation.forward(detail.numbers(self.network, train.detail_size))
-        batches = min(self.per_epoch, -(-detail.IMAGES // (ranks.size * train.batch.size)))
+        both = detail.parts(self.network, train.detail_size, train.mirrored)
+        numbers = validation.forward(tf.keras.Model(both.input, both.output[1]))
+        # No more than were trained on: a short trial does not end with a long look.
+        batches = -(-detail.IMAGES // (ranks.size * train.batch.size))
+        batches = min(batches, self.per_epoch, self.steps)
         first = itertools.islice(epoch_batches(self.snapshot, self._shard(), 0), batches)
-        found = ranks.gather_uneven(np.concatenate([encode(b.pixels).numpy() for b in first]))
-        # By one of them: all must have the same, to the bit.
-        own = detail.components(found, train.detail_size) if ranks.rank == 0 else None
-        return detail.with_detail(self.network, train.detail, *ranks.told(own))
+        own = np.concatenate([numbers(batch.pixels).numpy() for batch in first])
+        everyones = ranks.gather_uneven(own)
+        with threadpool_limits(tf.config.threading.get_intra_op_parallelism_threads() or None):
+            # By one of them: all must have the same, to the bit.
+            found = detail.components(everyones, train.detail_size) if ranks.rank == 0 else None
+        self.encoder = detail.with_detail(both, train.detail, *ranks.told(found))
+        self.encode = validation.forward(self.encoder)
 
     def _shard(self) -> Shard:
         train = self.train

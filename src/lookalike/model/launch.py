@@ -61,7 +61,7 @@ class Trained:
         repeated: images that came twice in an epoch, as a share.
         steps: that every rank took.
         curve: what each epoch brought, by name.
-        before, after: float32 (n, dim), vectors of the validation images.
+        before, after: float32 (n, ...), vectors of the validation images, see `fit.Fitted`.
         classes: int32 (n,), their class numbers.
         precision: Keras's policy that was trained with.
     """

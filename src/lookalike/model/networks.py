@@ -26,6 +26,8 @@ DETAIL = "detail"
 Body = Callable[[tf.Tensor, int], tf.Tensor]
 """From images, float32 (n, size, size, channels) in [0, 1], and dim to features, (n, dim).
 
+A layer in its middle may have the name 'detail', see `train.detail`.
+
 It makes its layers anew each time that it is called: once to train, and once more where it was
 trained in halves, for the network of float32 that is exported. In halves, layers return float16 or
 bfloat16 and the images stay float32: cast before combining the two. What layers draw, such as
@@ -182,7 +184,8 @@ def _check(features: Any, name: str, dim: int) -> None:
     if tuple(features.shape) != (None, dim):
         raise ConfigError(
             f"train.network = {name!r} gave features of shape {tuple(features.shape)}",
-            allowed=f"(None, {dim}): train.embedding_size numbers for each image",
+            allowed=f"(None, {dim}): for each image train.embedding_size numbers, or half as many "
+            "with train.detail",
             remedy=f"End it with a Dense layer of dim = {dim} units",
         )
 

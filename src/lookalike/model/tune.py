@@ -47,7 +47,7 @@ class Trial:
         number: from 0, in the order in which they ended.
         values: by keys of `Train`; of a choice, the option that was drawn.
         score: on the validation split, itself left out; None where it failed.
-        curve: the score after each epoch; of `full_map` after the last alone.
+        curve: the score after each epoch, of what was trained; of `full_map` that of the end.
         error: what a failed one raised.
         begin, end: seconds since 1970; of a lost one when it was handed out and missed.
         worker: host and process that ran it; empty where it was lost.
@@ -331,10 +331,12 @@ def _scored(work: Work, values: dict[str, Any], task: Any, sharing: int) -> dict
     fitting = time.time() - begin
     if work.tune.objective == FULL_MAP:
         vectors, classes, own = fitted.after, fitted.classes, np.arange(len(fitted.after))
-        curve = [full_average_precision(vectors, classes, vectors, classes, own)]
+        score = full_average_precision(vectors, classes, vectors, classes, own)
+        curve = [score]
     else:
+        score = getattr(fitted.scores, work.tune.objective)
         curve = [getattr(epoch.validation, work.tune.objective) for epoch in fitted.epochs]
-    return {"loss": -curve[-1], "curve": curve, "fitting": fitting}
+    return {"loss": -score, "curve": curve, "fitting": fitting}
 
 
 def _task() -> Any:
