@@ -111,6 +111,7 @@ def test_training_and_evaluation_are_in_one_mlflow_run(way: Way, context: Contex
     assert 0 <= run.data.metrics["calibration_error"] <= 1
     trained, snapshot = way.step("train"), way.step("snapshot")
     assert run.data.metrics["calibration_error"] == trained["calibration_error"]
+    assert run.data.metrics["encoder_p_at_1"] == trained["validation"]["p_at_1"]
     assert run.data.tags["encoder"] == trained["fingerprint"]
     assert run.data.tags["snapshot"] == snapshot["uri"]
     meta = artifacts.open_artifact(snapshot["uri"], "snapshot").meta

@@ -47,7 +47,7 @@ class Trial:
         number: from 0, in the order in which they ended.
         values: by keys of `Train`; of a choice, the option that was drawn.
         score: on the validation split, itself left out; None where it failed.
-        curve: the score after each epoch, of what was trained; of `full_map` that of the end.
+        curve: what was scored after each epoch, `score` last; of `full_map` that alone.
         error: what a failed one raised.
         begin, end: seconds since 1970; of a lost one when it was handed out and missed.
         worker: host and process that ran it; empty where it was lost.
@@ -335,7 +335,8 @@ def _scored(work: Work, values: dict[str, Any], task: Any, sharing: int) -> dict
         curve = [score]
     else:
         score = getattr(fitted.scores, work.tune.objective)
-        curve = [getattr(epoch.validation, work.tune.objective) for epoch in fitted.epochs]
+        before = [getattr(epoch.validation, work.tune.objective) for epoch in fitted.epochs[:-1]]
+        curve = [*before, score]  # the last epoch's is of the network as it leaves
     return {"loss": -score, "curve": curve, "fitting": fitting}
 
 

@@ -191,7 +191,9 @@ def _show(run: Run, snapshot: Snapshot, trained: Trained, seed: int) -> float | 
             curve=trained.curve,
         ):
             run.file(picture)
-    figures = {"repeated_share": trained.repeated}
+    # The epochs' are of what was trained: in halves, perhaps, and without detail.
+    scores = {f"encoder_{name}": score for name, score in trained.scores.items()}
+    figures = {"repeated_share": trained.repeated, **scores}
     if found is not None:
         figures["calibration_error"] = found.error
     run.metrics(figures)
