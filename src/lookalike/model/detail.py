@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lookalike.errors import ConfigError
-from lookalike.model.networks import DETAIL, unit
+from lookalike.model.networks import DETAIL, both_sides, unit
 
 IMAGES = 5_000
 """Enough to find a few hundred components of a few thousand numbers."""
@@ -38,8 +38,7 @@ def parts(network: tf.keras.Model, size: int, mirrored: bool) -> tf.keras.Model:
     both = tf.keras.Model(network.input, [network.output, _numbers(network, size)])
     if not mirrored:
         return both
-    images = tf.keras.Input(network.input_shape[1:], dtype=tf.uint8, name="pixels")
-    (one, own), (other, turned) = both(images), both(tf.reverse(images, [2]))
+    images, (one, own), (other, turned) = both_sides(both)
     vectors = layers.Lambda(unit, name="vector", dtype="float32")(one + other)
     return tf.keras.Model(images, [vectors, (own + turned) / 2])
 

@@ -80,10 +80,16 @@ def with_mirror(network: tf.keras.Model) -> tf.keras.Model:
     Args:
         network: see `make`. The weights are shared, and come in the same order.
     """
-    images = keras.Input(network.input_shape[1:], dtype=tf.uint8, name="pixels")
-    both = network(images) + network(tf.reverse(images, [2]))
-    vectors = layers.Lambda(unit, name="vector", dtype="float32")(both)
+    images, one, other = both_sides(network)
+    vectors = layers.Lambda(unit, name="vector", dtype="float32")(one + other)
     return keras.Model(images, vectors, name=network.name)
+
+
+def both_sides(network: tf.keras.Model) -> tuple[tf.Tensor, Any, Any]:
+    """Symbolic images, uint8 (n, size, size, channels), and what a network gives for them and for
+    their mirror images."""
+    images = keras.Input(network.input_shape[1:], dtype=tf.uint8, name="pixels")
+    return images, network(images), network(tf.reverse(images, [2]))
 
 
 def start_from(network: tf.keras.Model, uri: str) -> tuple[int, int]:
