@@ -26,6 +26,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -50,6 +51,8 @@ BATCH = BatchShape(8, 8)
 THREADS = 2
 BUFFER = 64 * 2**20
 SHUFFLED = 10_000  # images that the others shuffle among
+_OPEN = ExitStack()
+"""What is closed when all passes are done."""
 
 
 def main() -> None:
@@ -62,7 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         name, folder = arguments.one
-        _measure(CONTENDERS[name], Path(folder), arguments.passes)
+        with _OPEN:
+            _measure(CONTENDERS[name], Path(folder), arguments.passes)
         return
     with tempfile.TemporaryDirectory(prefix="lookalike-bench-") as name:
         folder = Path(name)
@@ -136,9 +140,10 @@ def _tensors(kind: str) -> Callable[[Path, int], Iterator[Any]]:
         if not streams:
             snapshot, shard = _opened(folder / kind)
             steps = planning.steps_per_epoch(snapshot.train_items, 1, BATCH)
-            streams.append((steps, feed.stream(snapshot, shard, Augment(), number, 0)))
-        steps, stream = streams[0]
-        return (pixels for pixels, *_ in itertools.islice(stream, steps))
+            stream = feed.stream(snapshot, shard, Augment(), number, 0)
+            streams.append((steps, _OPEN.enter_context(closing(stream))))
+        steps, opened = streams[0]
+        return (pixels for pixels, *_ in itertools.islice(opened, steps))
 
     return batches
 

@@ -23,20 +23,34 @@ def test_png_of_pixels_decodes_to_the_same_pixels() -> None:
     assert decode(images.encode_png(pixels), GREY)[:, :, 0].tolist() == pixels.tolist()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_exif_orientation_is_applied(kind: str) -> None:
+EXIF = Image.Exif()
+EXIF[0x0112] = 3  # turned by 180 degrees
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("PNG", {"exif": EXIF}), ("JPEG", {"exif": EXIF}), ("JPEG", {"xmp": XMP})],
+    ids=["PNG", "JPEG", "JPEG, XMP"],
+)
+def test_orientation_is_applied(kind: str, said: dict[str, object]) -> None:
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:8, :8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    turned = decode(file_of(Image.fromarray(pixels), kind, exif=exif), Preprocessing(16, 3))
+    turned = decode(file_of(Image.fromarray(pixels), kind, **said), Preprocessing(16, 3))
     assert turned[15, 15].min() > 240
     assert turned[0, 0].max() < 15
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 30}],
+    [
+        {},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"progressive": True},
+        {"quality": 30},
+        {"keep_rgb": True},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -49,6 +63,25 @@ def test_jpeg_is_what_pillow_reads(mode: str, options: dict[str, object]) -> Non
     expected = np.asarray(Image.open(io.BytesIO(data)))
     found = decode(data, Preprocessing(41, 1 if mode == "L" else 3))
     assert np.array_equal(found.squeeze(), expected)
+
+
+def test_images_are_decoded_into_one_array_as_each_alone() -> None:
+    picture = Image.effect_noise((16, 16), 60)
+    colours = Image.merge("RGB", [picture, picture.rotate(90), picture.rotate(180)])
+    files = [
+        file_of(colours, "JPEG"),
+        file_of(picture, "JPEG"),
+        file_of(colours.resize((9, 5)), "JPEG"),
+        file_of(colours),
+        file_of(colours.convert("CMYK"), "JPEG"),
+        file_of(colours, "JPEG")[:-40] + bytes(40),  # damaged where it ends: grey from there on
+    ]
+    for preprocessing in (Preprocessing(16, 1), Preprocessing(16, 3)):
+        found = images.decode_all(files, preprocessing)
+        assert np.array_equal(found, [decode(data, preprocessing) for data in files])
+        assert found.ctypes.data % 64 == 0
+    with pytest.raises(ImageError):
+        images.decode_all([*files, b"no image"], GREY)
 
 
 def test_jpeg_that_is_only_odd_is_read_as_pillow_reads_it() -> None:

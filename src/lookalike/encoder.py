@@ -14,7 +14,7 @@ import onnxruntime
 
 from lookalike import artifacts
 from lookalike.errors import ArtifactError, ContentError, DataError
-from lookalike.images import Preprocessing, decode
+from lookalike.images import Preprocessing, decode_all
 from lookalike.metrics import Calibration
 
 KIND = "encoder"
@@ -92,7 +92,7 @@ class Encoder:
             return np.empty((0, dim), np.float32)
         if preprocessing is None:
             return scaled(contents, dim)
-        pixels = np.stack([decode(data, preprocessing) for data in contents])
+        pixels = decode_all(contents, preprocessing)
         (vectors,) = self._session.run([OUTPUT], {INPUT: pixels})
         if not np.isfinite(vectors).all():
             raise DataError(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -22,8 +24,18 @@ from lookalike.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded; a header that promises more is refused unread."""
 
+_TURNED = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
+"""What segments of a JPEG file begin with that may say which side is up."""
+
 _TURBO = {"L": "GRAY", "RGB": "RGB"}
 """Modes of JPEG files that libjpeg-turbo decodes into an array, and its names of them."""
+
+_PLAIN = {
+    1: ("GRAY", {"Gray"}, b"\xff\xda\0\x08\x01"),
+    3: ("RGB", {"YCbCr", "RGB"}, b"\xff\xda\0\x0c\x03"),
+}
+"""By channels: its name of them, of what JPEG files keep them as, and what the pixels begin with in
+such a file, after all else that it says."""
 
 SUPPORTED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -56,7 +68,7 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+def decode(data: bytes, preprocessing: Preprocessing, into: np.ndarray | None = None) -> np.ndarray:
     """Decode an image file to the encoder's input.
 
     Turned upright by its EXIF orientation, laid on white where it is transparent, the first frame
@@ -65,6 +77,7 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     Args:
         data: the bytes of a file in one of the `SUPPORTED` formats.
         preprocessing: size and channels of the result.
+        into: where the result is to be; None for an array of its own.
 
     Returns:
         uint8 array of shape (size, size, channels).
@@ -72,6 +85,9 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         ImageError: empty, not an image, truncated, or of more than `MAX_PIXELS` pixels.
     """
+    pixels = _as_it_is(data, preprocessing, into)
+    if pixels is not None:
+        return pixels
     image = _upright(data)
     mode = "L" if preprocessing.channels == 1 else "RGB"
     if image.mode != mode:
@@ -79,7 +95,30 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     if image.size != (preprocessing.size, preprocessing.size):
         # reducing_gap=None: the exact filter, the same whatever the file's format.
         image = image.resize((preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.uint8).reshape(preprocessing.shape)
+    pixels = np.asarray(image, dtype=np.uint8).reshape(preprocessing.shape)
+    if into is None:
+        return pixels
+    into[:] = pixels
+    return into
+
+
+def decode_all(files: Sequence[bytes], preprocessing: Preprocessing) -> np.ndarray:
+    """Decode image files, one after the other, as `decode` does.
+
+    Returns:
+        uint8 array of shape (files, size, size, channels).
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    shape = (len(files), *preprocessing.shape)
+    # TensorFlow copies what begins elsewhere than at a multiple of 64 bytes.
+    memory = np.empty(math.prod(shape) + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    pixels = memory[begin : begin + math.prod(shape)].reshape(shape)
+    for image, data in zip(pixels, files, strict=True):
+        decode(data, preprocessing, image)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -200,6 +239,24 @@ def _upright(data: bytes) -> Image.Image:
             remedy="Replace the file",
         ) from error
     return image
+
+
+def _as_it_is(
+    data: bytes, preprocessing: Preprocessing, into: np.ndarray | None
+) -> np.ndarray | None:
+    """The pixels of a JPEG file that needs no change; None for another file.
+
+    The same as by way of Pillow, whose opening and copying would take half of the time.
+    """
+    colours, kept, scan = _PLAIN[preprocessing.channels]
+    with suppress(ValueError):  # no JPEG file, or a damaged one
+        *size, keeps, _ = simplejpeg.decode_jpeg_header(data)
+        if size == [preprocessing.size] * 2 and keeps in kept:
+            said = data[: data.find(scan)]
+            if not any(segment in said for segment in _TURNED):
+                pixels: np.ndarray = simplejpeg.decode_jpeg(data, colours, buffer=into)
+                return pixels
+    return None
 
 
 def _decoded(data: bytes, image: Image.Image) -> Image.Image:

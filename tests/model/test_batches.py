@@ -246,6 +246,23 @@ def test_a_snapshot_larger_than_memory_is_read_in_bounded_memory(
     assert peak < most
 
 
+@pytest.mark.parametrize("together", [1, 2**17], ids=["one by one", "some at once"])
+def test_tensorflow_is_fed_the_batches_of_one_epoch_after_another(
+    uri: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lookalike.model import feed
+
+    monkeypatch.setattr(feed, "_TOGETHER", together)
+    snapshot, shard = Snapshot.open(uri), Shard(1, 2, BATCH, 5, 40)
+    expected = [b for number in (3, 4, 5) for b in epoch_batches(snapshot, shard, number)][2:]
+    stream = feed.stream(snapshot, shard, Augment(), 3, 2)
+    for batch, (pixels, classes, repeated) in zip(expected, stream, strict=False):
+        assert np.array_equal(pixels, batch.pixels)
+        assert np.array_equal(classes, batch.classes)
+        assert int(repeated) == batch.repeated
+    stream.close()
+
+
 def test_same_seed_and_epoch_same_batches_else_others(uri: str) -> None:
     first = ids(epoch(uri, 0, 2))
     assert first == ids(epoch(uri, 0, 2))

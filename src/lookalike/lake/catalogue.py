@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from lookalike.columns import FAMILY, TEST, UNSEEN
 from lookalike.errors import ImageError
-from lookalike.images import Preprocessing, decode, thumbnail
+from lookalike.images import Preprocessing, decode_all, thumbnail
 from lookalike.lake.splits import families
 from lookalike.lake.tables import Tables
 
@@ -199,8 +198,8 @@ def _with_pixels(
     batches: Iterable[pa.RecordBatch], preprocessing: Preprocessing
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        pixels = [decode(b, preprocessing) for b in batch.column("bytes").to_pylist()]
-        raw = pa.array([np.ascontiguousarray(p).tobytes() for p in pixels], pa.binary())
+        pixels = decode_all(batch.column("bytes").to_pylist(), preprocessing)
+        raw = pa.array([image.tobytes() for image in pixels], pa.binary())
         names = [name for name in batch.schema.names if name != "bytes"]
         kept = [batch.column(name) for name in names]
         yield pa.RecordBatch.from_arrays([*kept, raw], names=[*names, "pixels"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -199,8 +200,8 @@ class _Buffer:
         if isinstance(self._images, np.ndarray):
             self._images[slots] = self._snapshot.images(b"".join(block.pixels))[images]
         else:
-            lengths = b"".join(block.lengths)
-            files = self._snapshot.images(b"".join(block.pixels), lengths)
+            packs = map(self._snapshot.images, block.pixels, block.lengths)
+            files = list(itertools.chain.from_iterable(packs))
             for image, slot in zip(images.tolist(), slots.tolist(), strict=True):
                 self._images[slot] = files[image]
         if self._ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,9 @@ from lookalike.model.augmentation import augmented
 from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.snapshot import Snapshot
 
+_TOGETHER = 2**17
+"""Bytes of pixels that TensorFlow gets at once where batches are smaller: its calls of Python take
+longer than they do."""
 Batches = Generator[tuple[tf.Tensor, tf.Tensor, tf.Tensor], None, None]
 
 
@@ -37,30 +41,34 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
         LookalikeError, OSError: on the way, what cannot be read.
     """
     unread: list[Exception] = []
+    together = max(1, _TOGETHER // (shard.batch.size * snapshot.preprocessing.item_bytes))
 
-    def plain() -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-        begin = start
+    def plain() -> Iterator[tuple[Any, ...]]:
+        numbered = _numbered(snapshot, shard, epoch, start)
         try:
-            for current in itertools.count(epoch):
-                rng = np.random.default_rng([shard.seed, current, shard.rank])
-                first = int(rng.integers(2**31)) + begin
-                batches = epoch_batches(snapshot, shard, current, begin)
-                for number, batch in enumerate(batches, first):
-                    yield batch.pixels, batch.classes, batch.repeated, number
-                begin = 0
+            for first in numbered:
+                if together == 1:
+                    yield first
+                else:
+                    rest = itertools.islice(numbered, together - 1)
+                    yield tuple(map(np.stack, zip(first, *rest, strict=True)))
         except (LookalikeError, OSError) as error:
             unread.append(error)  # TensorFlow gives one of its own for it
             raise
 
+    some = () if together == 1 else (together,)
+    batch = (*some, shard.batch.size)
     data = tf.data.Dataset.from_generator(
         plain,
         output_signature=(
-            tf.TensorSpec((shard.batch.size, *snapshot.preprocessing.shape), tf.uint8),
-            tf.TensorSpec((shard.batch.size,), tf.int32),
-            tf.TensorSpec((), tf.int32),
-            tf.TensorSpec((), tf.int64),
+            tf.TensorSpec((*batch, *snapshot.preprocessing.shape), tf.uint8),
+            tf.TensorSpec(batch, tf.int32),
+            tf.TensorSpec(some, tf.int32),
+            tf.TensorSpec(some, tf.int64),
         ),
     )
+    if some:
+        data = data.unbatch()
 
     def changed(
         pixels: tf.Tensor, classes: tf.Tensor, repeated: tf.Tensor, number: tf.Tensor
@@ -70,6 +78,18 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
         return pixels, classes, repeated
 
     return _read(iter(data.map(changed).prefetch(4)), unread)
+
+
+def _numbered(
+    snapshot: Snapshot, shard: Shard, epoch: int, start: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+    """Batches, each with a number of its own, of an epoch and all after it."""
+    for current in itertools.count(epoch):
+        rng = np.random.default_rng([shard.seed, current, shard.rank])
+        batches = epoch_batches(snapshot, shard, current, start)
+        for number, batch in enumerate(batches, int(rng.integers(2**31)) + start):
+            yield batch.pixels, batch.classes, batch.repeated, number
+        start = 0
 
 
 def _read(

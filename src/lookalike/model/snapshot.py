@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lookalike import artifacts, planning
 from lookalike.columns import CLASS_ID, COUNT, LENGTHS, PIXELS, TRAIN, VALIDATION
 from lookalike.errors import ArtifactError, ConfigError
-from lookalike.images import Preprocessing, decode
+from lookalike.images import Preprocessing, decode_all
 from lookalike.planning import BatchShape, Layout
 
 SNAPSHOT = "snapshot"
@@ -207,11 +207,7 @@ class Snapshot:
         Raises:
             ImageError: a file that cannot be decoded.
         """
-        preprocessing = self.preprocessing
-        pixels = np.empty((len(files), *preprocessing.shape), np.uint8)
-        for i, file in enumerate(files):
-            pixels[i] = decode(file, preprocessing)
-        return pixels
+        return decode_all(files, self.preprocessing)
 
     @contextmanager
     def readable(self, uris: Collection[str]) -> Iterator[None]:
