@@ -1,9 +1,9 @@
 """What a search gains from a second slot and from learning, and what a trial costs beside training.
 
-    uv run benchmarks/tuning.py [--json PATH] [--items 6000] [--seeds 3]
+    uv run benchmarks/tuning.py [--json PATH] [--items 6000] [--seeds 3] [--only trials]
 
 Fashion-MNIST, or the sample, 28 x 28; its last 1,000 images are for validation alone. Trials by
-SparkTrials in one-threaded processes.
+SparkTrials in one-threaded processes. Of trials, and of a recipe that takes what they find:
 
 - slots: one search of 6 equal trials, one at a time and two at a time, in turns;
 - overhead: of the searches one at a time, the seconds that are not training, by trials, as the
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60, help="of a trial that is scored")
+    parser.add_argument("--only", choices=["trials", "recipe"])
     parser.add_argument("--one", nargs=3, metavar=("SNAPSHOT", "TRAIN", "SEED"), help="in here")
     given = parser.parse_args()
     if given.one:
@@ -70,15 +71,20 @@ def main() -> None:
     spark = open_session(Spark(master="local[2]"), "benchmark")
     try:
         with tempfile.TemporaryDirectory() as folder, preloaded(spark, tune.PRELOADED):
-            uri = _write(Path(folder) / "snapshot", given.items)
-            figures = _measured(spark, uri, given)
-            _recipe(spark, Path(folder) / "sample", given.seeds, figures)
+            title = (
+                f"{given.items:,} images of 28 x 28, trials of {given.steps} steps, one thread each"
+            )
+            figures = Figures("tuning", title)
+            if given.only != "recipe":
+                _trials(spark, _write(Path(folder) / "snapshot", given.items), given, figures)
+            if given.only != "trials":
+                _recipe(spark, Path(folder) / "sample", given.seeds, figures)
     finally:
         close_session(spark)
     figures.show(given.json)
 
 
-def _measured(spark: Any, uri: str, given: argparse.Namespace) -> Figures:
+def _trials(spark: Any, uri: str, given: argparse.Namespace, figures: Figures) -> None:
     equal = _work(uri, trials=6, steps=given.steps, space={"warmup": {"uniform": [0.1, 0.11]}})
     _timed(spark, replace(equal, tune=_with(equal.tune, trials=1)))  # the worker's imports
     rounds = []
@@ -86,8 +92,6 @@ def _measured(spark: Any, uri: str, given: argparse.Namespace) -> Figures:
         one = _timed(spark, equal)
         two = _timed(spark, replace(equal, tune=_with(equal.tune, parallelism=2)))
         rounds.append((one, two))
-    title = f"{given.items:,} images of 28 x 28, trials of {given.steps} steps, one thread each"
-    figures = Figures("tuning", title)
     speed = median(one[0] / two[0] for one, two in rounds)
     figures.add("two slots / one, trials a second", speed, "x", 1.6, "higher")
     beside = median((one[0] - sum(t.fitting for t in one[1])) / len(one[1]) for one, _ in rounds)
@@ -106,7 +110,6 @@ def _measured(spark: Any, uri: str, given: argparse.Namespace) -> Figures:
         figures.add(f"best MAP@R of 12 trials, {algorithm}", mean(scores), better="higher")
     wins = sum(a > b for a, b in zip(found["tpe"], found["random"], strict=True))
     figures.add(f"seeds of {given.seeds} that TPE is better with", wins, better="higher")
-    return figures
 
 
 def _recipe(spark: Any, folder: Path, seeds: int, figures: Figures) -> None:
