@@ -31,11 +31,11 @@ _TURBO = {"L": "GRAY", "RGB": "RGB"}
 """Modes of JPEG files that libjpeg-turbo decodes into an array, and its names of them."""
 
 _PLAIN = {
-    1: ("GRAY", {"Gray"}, b"\xff\xda\0\x08\x01"),
+    1: ("L", {"Gray"}, b"\xff\xda\0\x08\x01"),
     3: ("RGB", {"YCbCr", "RGB"}, b"\xff\xda\0\x0c\x03"),
 }
-"""By channels: its name of them, of what JPEG files keep them as, and what the pixels begin with in
-such a file, after all else that it says."""
+"""By channels: their mode, libjpeg-turbo's names of what JPEG files keep them as, and what the
+pixels begin with in such a file, after all else that it says."""
 
 SUPPORTED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -89,7 +89,7 @@ def decode(data: bytes, preprocessing: Preprocessing, into: np.ndarray | None = 
     if pixels is not None:
         return pixels
     image = _upright(data)
-    mode = "L" if preprocessing.channels == 1 else "RGB"
+    mode, *_ = _PLAIN[preprocessing.channels]
     if image.mode != mode:
         image = image.convert(mode)
     if image.size != (preprocessing.size, preprocessing.size):
@@ -248,13 +248,13 @@ def _as_it_is(
 
     The same as by way of Pillow, whose opening and copying would take half of the time.
     """
-    colours, kept, scan = _PLAIN[preprocessing.channels]
+    mode, kept, scan = _PLAIN[preprocessing.channels]
     with suppress(ValueError):  # no JPEG file, or a damaged one
         *size, keeps, _ = simplejpeg.decode_jpeg_header(data)
         if size == [preprocessing.size] * 2 and keeps in kept:
             said = data[: data.find(scan)]
             if not any(segment in said for segment in _TURNED):
-                pixels: np.ndarray = simplejpeg.decode_jpeg(data, colours, buffer=into)
+                pixels: np.ndarray = simplejpeg.decode_jpeg(data, _TURBO[mode], buffer=into)
                 return pixels
     return None
 

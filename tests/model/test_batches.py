@@ -1,5 +1,6 @@
 """What ranks read, by real Petastorm readers."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -256,7 +257,8 @@ def test_tensorflow_is_fed_the_batches_of_one_epoch_after_another(
     snapshot, shard = Snapshot.open(uri), Shard(1, 2, BATCH, 5, 40)
     expected = [b for number in (3, 4, 5) for b in epoch_batches(snapshot, shard, number)][2:]
     stream = feed.stream(snapshot, shard, Augment(), 3, 2)
-    for batch, (pixels, classes, repeated) in zip(expected, stream, strict=False):
+    fed = itertools.islice(stream, len(expected))
+    for batch, (pixels, classes, repeated) in zip(expected, fed, strict=True):
         assert np.array_equal(pixels, batch.pixels)
         assert np.array_equal(classes, batch.classes)
         assert int(repeated) == batch.repeated
