@@ -25,12 +25,14 @@
 
 # MAGIC %md
 # MAGIC ## Recipe
-# MAGIC On Databricks the widgets above say which recipe, and where tables, files, data and MLflow's
-# MAGIC experiment are. The schema and the volume must be there.
+# MAGIC On Databricks the next cell makes widgets at the top: run it, set them, run it again. They
+# MAGIC say which recipe, and where tables, files, data and MLflow's experiment are. Make the schema
+# MAGIC and the volume first. For a recipe of another source than `idx` let `data` be empty.
 
 # COMMAND ----------
 
 import os
+import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,18 +54,21 @@ from lookalike.steps import (
 )
 from lookalike.steps.context import Context
 
-HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-REPOSITORY = HERE.parent
+if "REPOSITORY" not in globals():  # once: below, the working folder becomes another
+    HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
+    REPOSITORY = HERE.parent
 IN_NOTEBOOK = "get_ipython" in globals()
 
 if dbutils := globals().get("dbutils"):
     from pyspark.sql import SparkSession
 
     ((user,),) = SparkSession.builder.getOrCreate().sql("SELECT current_user()").collect()
+    # A ledger of one's own, as that of the bundle's target dev.
+    mine = "lookalike_" + re.sub(r"\W", "_", user.split("@")[0])
     asked = {
         "conf": "conf/demo.yaml",
-        "tables": "main.lookalike",
-        "files": "/Volumes/main/lookalike/files",
+        "tables": f"main.{mine}",
+        "files": f"/Volumes/main/{mine}/files",
         "data": f"file:{REPOSITORY}/data/fashion-mnist-sample",
         "experiment": f"/Users/{user}/lookalike-walkthrough",
         "settings": "",
@@ -78,12 +83,15 @@ if dbutils := globals().get("dbutils"):
         f"warehouse.files={asked['files']}",
         f"mlflow.experiment={asked['experiment']}",
         f"mlflow.model={asked['tables']}.lookalike",
-        f"data.train.images={asked['data']}/train-images-idx3-ubyte.gz",
-        f"data.train.labels={asked['data']}/train-labels-idx1-ubyte.gz",
-        f"data.test.images={asked['data']}/t10k-images-idx3-ubyte.gz",
-        f"data.test.labels={asked['data']}/t10k-labels-idx1-ubyte.gz",
-        *asked["settings"].split(),
     ]
+    if asked["data"]:
+        arguments += [
+            f"data.train.images={asked['data']}/train-images-idx3-ubyte.gz",
+            f"data.train.labels={asked['data']}/train-labels-idx1-ubyte.gz",
+            f"data.test.images={asked['data']}/t10k-images-idx3-ubyte.gz",
+            f"data.test.labels={asked['data']}/t10k-labels-idx1-ubyte.gz",
+        ]
+    arguments += asked["settings"].split()
 else:
     arguments = [] if IN_NOTEBOOK else sys.argv[1:]
 if not arguments or "=" in arguments[0]:

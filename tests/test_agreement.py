@@ -161,9 +161,12 @@ def _names(lines: list[str]) -> set[str]:
     return {re.split(r"[<>=]", line)[0] for line in lines}
 
 
-def test_the_job_installs_under_constraints(job: dict[str, Any], requirements: Path) -> None:
+def test_the_job_installs_under_constraints(
+    bundle: dict[str, Any], job: dict[str, Any], requirements: Path
+) -> None:
     (cluster,) = job["job_clusters"]
-    (runtime,) = re.findall(r"^\d+\.\d+", cluster["new_cluster"]["spark_version"])
+    assert cluster["new_cluster"]["spark_version"] == "${var.runtime}"
+    (runtime,) = re.findall(r"^\d+\.\d+", bundle["variables"]["runtime"]["default"])
     named, *packages = _lines(requirements)
     constraints = requirements.parent / named.removeprefix("-c ")
 

@@ -119,6 +119,15 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert artifacts.fingerprint({"a": 1}) != artifacts.fingerprint({"a": 2})
 
 
+def test_spark_reads_volumes_by_a_file_system_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = "/Volumes/main/shop/files/x y"
+    assert artifacts.plain_uri(volume) == f"file://{volume}"
+    assert artifacts.plain_uri("s3://bucket/key") == "s3://bucket/key"
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
+    assert artifacts.plain_uri(volume) == f"dbfs:{volume}"
+    assert artifacts.plain_uri("/tmp/x%20y") == "file:///tmp/x%20y"
+
+
 def test_local_folders_are_told_from_remote_ones(tmp_path: Path) -> None:
     assert artifacts.local_path("/a b/c") == Path("/a b/c")
     assert artifacts.local_path("a/b") == Path("a/b").absolute()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -120,7 +121,11 @@ def local_path(uri: str) -> Path | None:
 def plain_uri(uri: str) -> str:
     """As a URI for Hadoop, which takes what a file: URI says letter by letter."""
     local = local_path(uri)
-    return uri if local is None else f"file://{local}"
+    if local is None:
+        return uri
+    if local.parts[1:2] == ("Volumes",) and "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return f"dbfs:{local}"  # Spark has a file system of its own for volumes
+    return f"file://{local}"
 
 
 def new_name() -> str:

@@ -85,9 +85,7 @@ def test_searches_and_checkpoints_are_read_too(context: Context, tmp_path: Path)
     flip(Path(kept.uri) / "variables")
     manifest = Path(trials[1], "manifest.json")
     manifest.write_text(manifest.read_text().replace("0.5", "0.6"))
-    Path(trials[2], "manifest.json").unlink()
     found = check.run(context)
-    assert found.unfinished == (trials[2],)
     assert [kept.uri in said or trials[1] in said for said in found.damaged] == [True, True]
 
 
@@ -97,13 +95,11 @@ def test_any_damage_is_found_and_named(context: Context, name: str, damage: str)
     for root in ("parts", "versions"):
         for file in sorted(Path(context.indexes, root).glob(f"*/{name}")):
             before = file.read_bytes()
+            if (name, damage, root) == ("manifest.json", "delete", "versions"):
+                continue  # whether it was committed, tables know
             DAMAGE[damage](file)
             found = check.run(context)
-            if name == "manifest.json" and damage == "delete" and root == "versions":
-                # As what a killed step leaves.
-                assert found.unfinished == (str(file.parent),)
-            else:
-                assert any(name in said and file.parent.name in said for said in found.damaged)
+            assert any(name in said and file.parent.name in said for said in found.damaged)
             file.write_bytes(before)
     assert check.run(context).damaged == ()
 

@@ -30,9 +30,9 @@ from lookalike.lake import retention
 from lookalike.lake.embed import embed
 from lookalike.lake.tables import SCHEMAS, Tables
 from lookalike.serving import registry
+from lookalike.steps import check, evaluate, index, release
 from lookalike.steps import clean as step
 from lookalike.steps import embed as embed_step
-from lookalike.steps import evaluate, index, release
 from lookalike.steps.context import Context
 
 OLD = "20200101T000000-00000000"
@@ -173,6 +173,26 @@ def seen(copy: Way, context: Context) -> Seen:
     }
     model = copy.warehouse / "mlflow" / "artifacts" / "models" / source
     return Seen(items, pinned, first, model, fingerprint, (newest, newest_index), going)
+
+
+def test_a_lost_manifest_is_damage_and_what_a_killed_step_left_is_none(
+    copy: Way, context: Context
+) -> None:
+    own = opened(copy, context)
+    before = check.run(own)
+    assert before.damaged == ()
+    left = Path(own.encoders, artifacts.new_name())
+    left.mkdir()
+    made = [Path(own.ledger.need(step).outputs["uri"]) for step in ("snapshot", "train")]
+    made.append(Path(own.indexes, "versions", own.ledger.need("index").outputs["version"]))
+    for folder in made:
+        hidden = (folder / artifacts.MANIFEST).rename(folder / "hidden")
+        found = check.run(own)
+        hidden.rename(folder / artifacts.MANIFEST)
+        assert {*found.unfinished} == {*before.unfinished, str(left)}
+        assert any(f"{folder}: it has no manifest.json" in said for said in found.damaged)
+    left.rmdir()
+    assert check.run(own) == before
 
 
 def test_without_a_terminal_it_says_what_would_go(copy: Way, seen: Seen) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +167,19 @@ def test_java_comes_along_where_the_machine_has_none_that_fits(tmp_path: Path) -
     done = command("ingest", "--conf", str(conf), *QUICK, before=before)
     assert done.returncode == 0, done.stderr
     assert "70 in = 69 out + 1 rejected" in " ".join(done.stderr.split())
+
+
+def test_a_recipes_packages_come_beside_deltas() -> None:
+    own = f"io.delta:delta-storage:{importlib.metadata.version('delta-spark')}"
+    code = f"""
+from lookalike.config import Spark
+from lookalike.lake.session import open_session
+spark = open_session(Spark(master="local[1]", conf={{"spark.jars.packages": "{own}"}}), "packages")
+print(spark.conf.get("spark.jars.packages"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "io.delta:delta-spark_" in done.stdout
+    assert own in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ class Mlflow(Model):
     registry_uri: str | None = Field(
         None, description="of models, e.g. databricks-uc; else where runs are kept"
     )
-    experiment: str | None = Field(None, description="else the recipe's name")
+    experiment: str | None = Field(
+        None, description="else the recipe's name; on Databricks an absolute path"
+    )
     model: str | None = Field(
         None,
         description="registered model, in Unity Catalog 'catalog.schema.name'; else the recipe's "

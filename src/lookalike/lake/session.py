@@ -89,7 +89,9 @@ def open_session(config: Spark, name: str) -> SparkSession:
     for key, value in settings.items():
         if key not in config.conf:
             builder = builder.config(key, value)
-    return configure_spark_with_delta_pip(builder.master(config.master)).getOrCreate()
+    # It would put its own in place of a recipe's.
+    packages = [name for name in config.conf.get("spark.jars.packages", "").split(",") if name]
+    return configure_spark_with_delta_pip(builder.master(config.master), packages).getOrCreate()
 
 
 def close_session(spark: SparkSession) -> None:

@@ -114,7 +114,8 @@ class Tables:
                     raise DataError(
                         f"the table {self.name(table)} cannot be opened "
                         f"({str(error).strip().splitlines()[0][:200]})",
-                        remedy="Restore its folder, or name another warehouse.tables",
+                        remedy="Make the schema (CREATE SCHEMA), restore the table's folder, or "
+                        "name another warehouse.tables",
                     ) from error
 
     def read(self, table: str, version: int | None = None) -> DataFrame:

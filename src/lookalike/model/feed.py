@@ -70,6 +70,7 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
     if some:
         data = data.unbatch()
 
+    @tf.autograph.experimental.do_not_convert
     def changed(
         pixels: tf.Tensor, classes: tf.Tensor, repeated: tf.Tensor, number: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

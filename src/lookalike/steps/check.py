@@ -11,6 +11,7 @@ from lookalike import artifacts
 from lookalike.errors import ArtifactError, ConfigError
 from lookalike.index.build import VERSION
 from lookalike.index.reading import parts_of
+from lookalike.retention import names_in
 from lookalike.steps import tune
 from lookalike.steps.context import Context, Result
 
@@ -25,7 +26,7 @@ class Checked(Result):
         files: of them.
         size: of these, in bytes.
         damaged: which file is not as it was committed, and how.
-        unfinished: folders without a manifest: what a killed step left, or one that has lost it.
+        unfinished: folders without a manifest that no newest commit names: what a killed step left.
     """
 
     artefacts: int
@@ -49,7 +50,10 @@ def run(context: Context) -> Checked:
 
     damaged: list[str] = []
     places = list(_places(context))
-    unfinished = tuple(uri for _, uri in places if not _sealed(uri))
+    unfinished = [uri for _, uri in places if not _sealed(uri)]
+    if unfinished:
+        committed = _committed(context)
+        unfinished = [uri for uri in unfinished if uri.rsplit("/", 1)[-1] not in committed]
     places = [(kind, uri) for kind, uri in places if uri not in unfinished]
     files = size = 0
 
@@ -85,7 +89,7 @@ def run(context: Context) -> Checked:
         files=files,
         size=size,
         damaged=tuple(damaged),
-        unfinished=unfinished,
+        unfinished=tuple(unfinished),
     )
 
 
@@ -105,6 +109,14 @@ def _places(context: Context) -> Iterator[tuple[str, str]]:
             yield from ((tune.TRIAL, uri) for uri in below(search, "trials"))
     for training in below(context.checkpoints):
         yield from ((checkpoints.KIND, uri) for uri in below(training))
+
+
+def _committed(context: Context) -> set[str]:
+    """Names of artefacts that the newest commits name."""
+    from lookalike.lake.retention import newest_commits
+
+    made = [[commit.inputs, commit.outputs] for commit in newest_commits(context.tables)]
+    return {name for name in names_in(made) if artifacts.made_at(name) is not None}
 
 
 def _sealed(uri: str) -> bool:

@@ -125,7 +125,7 @@ class Context:
             return uri
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
+            with tempfile.NamedTemporaryFile(dir=folder):  # closed first, then removed
                 pass
         except OSError as error:
             raise ConfigError(

@@ -138,7 +138,12 @@ def run(context: Context) -> TrainedEncoder:
             epoch=on_epoch,
             say=context.say,
         )
-        trained = launch.train(job, audience, context.log / f"train-{run.run_id}.log")
+        log = context.log / f"train-{run.run_id}.log"
+        try:
+            trained = launch.train(job, audience, log)
+        finally:
+            with suppress(MlflowException, OSError):  # a cluster's disk goes with it
+                run.file(log)
         for epoch in trained.curve:
             if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
                 _log_epoch(run, epoch)
