@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from naive import Item, Naive, indexed
 
 from lookalike.errors import DataError
 from lookalike.index import Index, Plan, build
+from lookalike.index import search as search_module
 from lookalike.index.plan import KINDS
 
 DIM = 6
@@ -86,6 +88,35 @@ def test_a_selection_is_of_those_that_were_there(index: Index) -> None:
     index.delete(["item 001"])
     assert index.search(np.zeros((1, DIM)), 10, selection).ids == ["item 002"]
     assert index.count(index.among(["later"])) == 1
+
+
+def test_attributes_are_as_they_were_given(index: Index) -> None:
+    one: dict[str, str] = {}
+    for price in ("1", "2"):
+        one["price"] = price
+        index.add([f"for {price}"], np.zeros((1, DIM)), None, [one])
+    assert [index.count(f"price == {price}") for price in (1, 2)] == [1, 1]
+    index.change(["for 1"], np.zeros((1, DIM)), None, [{"size": "1", "price": None}])  # type: ignore[dict-item]
+    assert index.about("for 1") == {"size": "1"}
+
+
+def test_a_commit_lets_searches_through(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to write."""
+    searched: list[bool] = []
+    written = search_module.commit_delta
+
+    def commit_delta(*given: Any) -> Any:
+        one = threading.Thread(target=index.search, args=(np.zeros((1, DIM)), 3, "size == 1"))
+        one.daemon = True
+        one.start()
+        one.join(20)
+        searched.append(not one.is_alive())
+        return written(*given)
+
+    monkeypatch.setattr(search_module, "commit_delta", commit_delta)
+    index.add(["new"], np.zeros((1, DIM)))
+    index.commit()
+    assert searched == [True]
 
 
 def test_what_does_not_fit_changes_nothing(index: Index, tmp_path: Path) -> None:

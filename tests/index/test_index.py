@@ -144,6 +144,15 @@ def test_within_finds_nearly_all(index: Index, vectors: np.ndarray, queries: np.
     assert len(found.ids) <= 1.01 * total
 
 
+def test_an_item_lies_on_itself(index: Index, vectors: np.ndarray) -> None:
+    """Also where float16 has changed the length of a vector."""
+    some = vectors[:200]
+    for row, found in enumerate(index.within(some, 1e-6)):
+        assert IDS[row] in [near.item_id for near in found]
+    nearest = index.search(some, 1, effort=10**6).distances
+    assert nearest == pytest.approx(np.zeros(200), abs=1e-6)
+
+
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.1, 0.002])
 @pytest.mark.parametrize("k", [1, 10, 700])
 def test_a_search_that_looks_at_little_gives_as_many_as_there_are(
@@ -442,6 +451,29 @@ def test_opening_refuses_tombstones_of_rows_that_are_not_there(
     write_manifest(manifest, raw)
     with pytest.raises(ArtifactError, match=r"tombstones\.arrow names rows that no part has"):
         Index.open(root, name)
+
+
+@pytest.mark.parametrize("name", ["tombstones.arrow", "items.arrow", "vectors.faiss"])
+def test_opening_refuses_a_flipped_bit_in_what_it_reads_whole(
+    built: tuple[str, str], name: str
+) -> None:
+    root, version = built
+    _, *deltas = Index.open(root, version).meta["parts"]
+    folders = [Path(root, "versions", version), *(Path(root, "parts", part) for part in deltas)]
+    (file,) = (folder / name for folder in folders if (folder / name).exists())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name} is not the file that was committed"):
+        Index.open(root, version)
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+def test_a_radius_beyond_all_vectors_finds_all(tmp_path: Path, metric: str) -> None:
+    far = np.eye(3, dtype=np.float32) * 1e18
+    index = indexed(Naive(metric, {IDS[i]: Item(far[i]) for i in range(3)}), tmp_path, SMALL)
+    for radius in (1e20, 1e200):
+        assert len(index.within(far[:1], radius).ids) == 3
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from lookalike.errors import ConfigError, DataError
-from lookalike.index.metric import Metric, distances
+from lookalike.index.metric import Metric, distances, prepared
 from lookalike.index.plan import Plan
 from lookalike.index.rows import Rows
 from lookalike.index.vectors import (
@@ -87,7 +87,9 @@ class Cells(Vectors):
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
         if self.originals is not None:
-            return self.originals[rows].astype(np.float32) * np.float32(self.scale)
+            kept = self.originals[rows].astype(np.float32) * np.float32(self.scale)
+            # float16 has changed their norms, too.
+            return prepared(kept, "cosine") if self.metric == "cosine" else kept
         with self._lock:  # where each row lies is found out once, when first asked for
             if self._cells.direct_map.type != faiss.DirectMap.Array:
                 self._cells.set_direct_map_type(faiss.DirectMap.Array)

@@ -129,7 +129,7 @@ class Tree(Flat):
 
     def search(self, queries: np.ndarray, k: int, rows: Rows, effort: int) -> Found:
         # The nearest of all, as many as should hold k of those that may be found.
-        many = min(k * effort, self.count)
+        many = min(k if rows.whole else k * effort, self.count)
         far, found = self._tree.query(self._placed(queries, 1), many)
         found = found.astype(np.int64)
         if rows.whole:
@@ -139,7 +139,7 @@ class Tree(Flat):
         return self._distances(near), found
 
     def work(self, k: int, rows: Rows, effort: int) -> float:
-        return min(20.0 * k * effort, rows.total)
+        return min(20.0 * (k if rows.whole else k * effort), rows.total)
 
     def within(self, queries: np.ndarray, radius: float, rows: Rows) -> Within | None:
         reach = np.sqrt(2 * (radius + 1e-6)) if self.metric == "cosine" else radius * (1 + 1e-6)
@@ -148,6 +148,6 @@ class Tree(Flat):
         )
         allowed = [rows.mask[part] for part in parts]
         kept = [part[keep] for part, keep in zip(parts, allowed, strict=True)]
-        limits = np.cumsum([0, *(len(part) for part in kept)])
+        owners = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
         near = [f[keep] for f, keep in zip(far, allowed, strict=True)]
-        return limits, self._distances(np.concatenate(near)), np.concatenate(kept).astype(np.int64)
+        return owners, self._distances(np.concatenate(near)), np.concatenate(kept).astype(np.int64)

@@ -21,6 +21,7 @@ METRICS: Final[tuple[Metric, ...]] = ("cosine", "l2", "dot")
 ROUNDING = 1e-6
 """What float32's rounding does to the cosine of a vector with itself."""
 _CHUNK = 2**16
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _LARGEST = float(np.finfo(np.float32).max) / 4
 """Squared length of vectors whose distances float32 holds."""
 
@@ -42,12 +43,13 @@ def prepared(vectors: np.ndarray, metric: Metric) -> np.ndarray:
         with np.errstate(over="ignore"):  # what becomes infinite is told below
             vectors = vectors.astype(np.float32)
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    one = metric == "cosine" and len(vectors) == 1
+    if one and abs(float(np.vdot(vectors, vectors)) - 1) <= ROUNDING:
+        return vectors  # of one query each operation on arrays is felt
     squares = np.einsum("ij,ij->i", vectors, vectors)
     if metric != "cosine":
         _bounded(squares < _LARGEST)
         return vectors
-    if len(vectors) == 1 and abs(float(squares[0]) - 1) <= ROUNDING:
-        return vectors  # of one query each operation on arrays is felt
     unit = np.abs(squares - 1) <= ROUNDING
     if not unit.all():
         off = np.flatnonzero(~unit)
@@ -74,7 +76,8 @@ def distances(values: np.ndarray, metric: Metric) -> np.ndarray:
     """Distances of what faiss gives: similarities, or squared Euclidean distances."""
     match metric:
         case "cosine":  # rounding takes the similarity of a vector with itself beyond 1
-            return np.maximum(1 - values, 0)
+            found = np.subtract(_ONE, values)
+            return np.maximum(found, _ZERO, out=found)
         case "l2":
             return np.sqrt(np.maximum(values, 0))
         case "dot":
@@ -83,13 +86,16 @@ def distances(values: np.ndarray, metric: Metric) -> np.ndarray:
 
 def bound(radius: float, metric: Metric) -> float:
     """What faiss compares with, so that what lies at `radius` itself is within it."""
-    match metric:
-        case "cosine":
-            return 1 - radius - ROUNDING
-        case "l2":
-            return float(np.nextafter(np.float32(radius**2 * (1 + ROUNDING)), np.float32(np.inf)))
-        case "dot":
-            return float(np.nextafter(np.float32(-radius), np.float32(-np.inf)))
+    infinite = np.float32(np.inf)
+    with np.errstate(over="ignore"):  # beyond float32 is beyond all vectors
+        match metric:
+            case "cosine":
+                return 1 - radius - ROUNDING
+            case "l2":
+                square = np.float32(np.float64(radius) ** 2 * (1 + ROUNDING))
+                return float(np.nextafter(square, infinite))
+            case "dot":
+                return float(np.nextafter(np.float32(-radius), -infinite))
 
 
 def apart(queries: np.ndarray, vectors: np.ndarray, metric: Metric) -> np.ndarray:

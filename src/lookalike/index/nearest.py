@@ -16,16 +16,17 @@ import faiss
 import numpy as np
 
 from lookalike.index.flat import Flat
-from lookalike.index.metric import bound, code_of, distances
+from lookalike.index.metric import code_of, distances
 from lookalike.index.rows import Rows
 from lookalike.index.vectors import (
     IN_ORDER,
-    PAIRWISE,
     Found,
     Vectors,
     Within,
     by_differences,
+    joined,
     nearest_of,
+    ranged,
 )
 
 _CHUNK: Final = 2**16  # vectors compared with at a time
@@ -105,26 +106,17 @@ def exact(vectors: Vectors, queries: np.ndarray, k: int, rows: Rows) -> Found:
 
 def within(vectors: Vectors, queries: np.ndarray, radius: float, rows: Rows) -> Within:
     """All of some rows that are at most so far away, in any order."""
-    if len(queries) and rows.count and (own := vectors.within(queries, radius, rows)) is not None:
+    if not len(queries) or not rows.count:
+        return np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
+    if (own := vectors.within(queries, radius, rows)) is not None:
         return own
-    sizes = np.zeros(len(queries), np.int64)
-    near, found, owners = [], [], []
+    parts = []
     for numbers, some in _chunks(vectors, rows):
         flat = faiss.IndexFlat(some.shape[1], code_of(vectors.metric))
         flat.add(np.ascontiguousarray(some))
-        for begin in range(0, len(queries), PAIRWISE):
-            few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])
-            limits, values, places = flat.range_search(few, bound(radius, vectors.metric))
-            counts = np.diff(limits.astype(np.int64))
-            sizes[begin : begin + len(few)] += counts
-            owners.append(np.repeat(np.arange(begin, begin + len(few)), counts))
-            near.append(distances(values, vectors.metric))
-            found.append(numbers[places])
-    limits = np.concatenate([[0], np.cumsum(sizes)])
-    if not found:
-        return limits, np.empty(0, np.float32), np.empty(0, np.int64)
-    order = np.argsort(np.concatenate(owners), kind="stable")
-    return limits, np.concatenate(near)[order], np.concatenate(found)[order]
+        owners, near, places = ranged(flat, queries, radius, vectors.metric)
+        parts.append((owners, near, numbers[places]))
+    return joined(parts)
 
 
 def _chunks(vectors: Vectors, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:

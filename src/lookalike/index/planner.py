@@ -151,7 +151,7 @@ class Choice:
             "points": [asdict(point) for point in sorted(points, key=lambda p: p.effort)],
             "recall": best.recall,
             "seconds": best.seconds,
-            "bytes": vectors.plan.bytes_of(vectors.count, self.dim),
+            "bytes": self.wishes.bytes_of(vectors.plan, self.count, self.dim),
             "met": met,
         }
         return met
@@ -219,6 +219,8 @@ def choose(spool: Spool, metric: Metric, wishes: Wishes) -> Choice:
         choice.trials.append(Trial(whole, (), size, 1.0, verdict="chosen"))
         choice.plans.append(whole)
         return choice
+    if known == count:  # too few to measure by
+        raise choice.refusal()
     queries = spool.rows(slice(known, None))
     sample = spool.sample(choice.sample, known)
     tests = [
@@ -270,7 +272,8 @@ def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator
         "kd_tree": [Plan("kd_tree")] if dim <= 12 and metric != "dot" else [],
     }
     # Short codes are slow to learn, and seldom found by faster than vectors that have room.
-    tried = [kind for kind in wishes.kinds if not roomy or kind != "ivf_pq"] or wishes.kinds
+    spare = roomy and {"exact", "hnsw", "ivf_flat"} & {*wishes.kinds}
+    tried = [kind for kind in wishes.kinds if not spare or kind != "ivf_pq"]
     # One of each kind, then the others of each.
     turns = range(max(map(len, known.values())))
     plans = (known[kind][turn] for turn in turns for kind in tried if turn < len(known[kind]))
@@ -389,7 +392,8 @@ class _Test:
         def search(queries: np.ndarray) -> np.ndarray:
             return nearest.search(vectors, queries, self.wishes.k, self.rows, effort)[1]
 
-        found = search(self.queries)
+        # One by one: what is compared with all where many ask may not be where one does.
+        found = np.concatenate([search(query[np.newaxis]) for query in self.queries])
         return Point(effort, self.recall(found), self._seconds(search))
 
     def _seconds(self, search: Callable[[np.ndarray], np.ndarray]) -> float:

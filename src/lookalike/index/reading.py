@@ -57,6 +57,8 @@ def opened(root: str, name: str, folder: Path) -> Opened:
     """
     version = artifacts.open_artifact(artifacts.join(root, "versions", name), VERSION)
     parts = parts_of(root, version)
+    for small in (version, *parts[1:]):  # all of them is read anyway
+        artifacts.verify(small)
     base, *later = [_part(version, part, artifacts.fetch(part, folder)) for part in parts]
     delta, ends = Delta(version.meta["dim"], version.meta["metric"]), [0]
     for vectors, items in later:

@@ -22,11 +22,11 @@ from lookalike.index.filters import Filters, Matching
 from lookalike.index.items import Attributes, Items
 from lookalike.index.metric import Metric, prepared
 from lookalike.index.neighbours import Neighbours
-from lookalike.index.plan import Plan
+from lookalike.index.plan import CODED, Plan
 from lookalike.index.reading import Opened, opened
 from lookalike.index.rows import Rows
 from lookalike.index.spool import using
-from lookalike.index.vectors import Vectors
+from lookalike.index.vectors import Vectors, joined
 
 _CHUNK = 2**14
 T = TypeVar("T")
@@ -58,7 +58,8 @@ class Index:
         self._ends = found.ends
         self._threads = threads
         self._filters = Filters(found.items, found.delta)
-        self._lock = threading.RLock()
+        self._changing = threading.RLock()  # as long as a change takes
+        self._lock = threading.Lock()  # for the moment of it
         self._fetched: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
@@ -169,13 +170,11 @@ class Index:
             base, delta = self._chosen(where)
             parts = [nearest.within(self._vectors, queries, radius, base)]
             if delta.count:
-                limits, near, rows = nearest.within(self._delta.vectors, queries, radius, delta)
-                parts.append((limits, near, rows + len(self._items)))
-        sizes = [np.diff(limits) for limits, _, _ in parts]
-        owners = np.concatenate([np.repeat(np.arange(len(queries)), size) for size in sizes])
-        near, rows = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+                owners, near, rows = nearest.within(self._delta.vectors, queries, radius, delta)
+                parts.append((owners, near, rows + len(self._items)))
+        owners, near, rows = joined(parts)
         order = np.lexsort((rows, near, owners))
-        limits = np.concatenate([[0], np.cumsum(np.sum(sizes, axis=0))])
+        limits = np.searchsorted(owners[order], np.arange(len(queries) + 1))
         return self._neighbours(limits, near[order], rows[order])
 
     def count(self, where: str | Selection | None = None) -> int:
@@ -185,10 +184,11 @@ class Index:
     def among(self, item_ids: Sequence[str] | pa.Array) -> Selection:
         """Those items that have one of these ids, for `where`."""
         ids = pa.array(item_ids, pa.string()) if not isinstance(item_ids, pa.Array) else item_ids
-        wanted = set(ids.to_pylist())
         with self._lock:
-            delta = np.array([item_id in wanted for item_id in self._delta.ids], bool)
-            return Selection(self, Matching(Rows.of(self._items.among(ids)), delta))
+            later = self._delta.ids.copy()
+        wanted = set(ids.to_pylist()) if later else set()
+        delta = np.array([item_id in wanted for item_id in later], bool)
+        return Selection(self, Matching(Rows.of(self._items.among(ids)), delta))
 
     def vector(self, item_id: str) -> np.ndarray | None:
         """The vector of an item, float32 (dim,), or None where it is not in the index.
@@ -227,14 +227,14 @@ class Index:
         Raises:
             DataError: an id that is in the index or twice among these, or values that do not fit.
         """
-        with self._lock:
+        with self._changing:
             for item_id in item_ids:
                 if item_id in self:
                     raise DataError(
                         f"item {item_id!r} is in the index already",
                         remedy="Use `change` for items that are there",
                     )
-            self._append(item_ids, vectors, labels, attributes)
+            self._replace([], item_ids, vectors, labels, attributes)
 
     def change(
         self,
@@ -249,10 +249,8 @@ class Index:
             DataError: an id that is not in the index or twice among these, or values that do not
                 fit.
         """
-        with self._lock:
-            before = self._places(item_ids)
-            self._append(item_ids, vectors, labels, attributes)
-            self._kill(before)
+        with self._changing:
+            self._replace(self._places(item_ids), item_ids, vectors, labels, attributes)
 
     def delete(self, item_ids: Sequence[str]) -> None:
         """Delete items; none where one of them is not there.
@@ -260,8 +258,10 @@ class Index:
         Raises:
             DataError: an id that is not in the index, or twice among these.
         """
-        with self._lock:
-            self._kill(self._places(item_ids))
+        with self._changing:
+            gone = self._places(item_ids)
+            with self._lock:
+                self._kill(gone)
 
     def commit(self, made_from: dict[str, Any] | None = None) -> Artifact:
         """Commit the index as it is now: what is new as a delta part, what is gone as tombstones.
@@ -272,7 +272,7 @@ class Index:
         Raises:
             DataError: nothing is left in it, so that there is nothing to search.
         """
-        with self._lock:
+        with self._changing:
             if not len(self):
                 raise DataError("every item of the index was deleted", remedy="Build a new one")
             source = {k: v for k, v in self.meta.items() if k not in OF_VERSION} | (made_from or {})
@@ -299,7 +299,7 @@ class Index:
             ConfigError: an index that keeps codes alone.
         """
         plan = self.plan
-        if plan.kind in ("ivf_sq8", "ivf_pq") and not plan.keeps_originals:
+        if plan.kind in CODED and not plan.keeps_originals:
             raise ConfigError(
                 f"an index of kind {plan.kind!r} that keeps codes alone has no vectors to build "
                 "another of",
@@ -334,11 +334,12 @@ class Index:
 
     def _place(self, item_id: str) -> tuple[int, int] | None:
         """Where an item is: 0 for the base or 1 for the delta, and its row."""
+        alive = self._alive  # first: what a change takes out of it after this, the delta has
         row = self._delta.rows.get(item_id)
         if row is not None:
             return 1, row
         row = self._items.find(item_id)
-        return (0, row) if row is not None and row in self._alive else None
+        return (0, row) if row is not None and row in alive else None
 
     def _places(self, item_ids: Sequence[str]) -> list[tuple[int, int]]:
         _once(item_ids)
@@ -350,8 +351,9 @@ class Index:
             found.append(place)
         return found
 
-    def _append(
+    def _replace(
         self,
+        before: list[tuple[int, int]],
         item_ids: Sequence[str],
         vectors: np.ndarray,
         labels: Sequence[str | None] | None,
@@ -374,7 +376,11 @@ class Index:
                 f"an id, a label or an attribute is no text ({error})",
                 allowed="ids: text; labels: text or None; attributes: texts by their keys, or None",
             ) from None
-        self._delta.add(list(item_ids), kept, list(labels), list(attributes))
+        # Whoever gave them may go on to change them.
+        own = [a and {key: text for key, text in a.items() if text is not None} for a in attributes]
+        with self._lock:
+            self._delta.add(list(item_ids), kept, list(labels), own)
+            self._kill(before)
 
     def _kill(self, places: list[tuple[int, int]]) -> None:
         gone = np.array([row for of, row in places if of == 0], np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ VECTORS_FILE, ORIGINALS_FILE = "vectors.faiss", "originals.npy"
 Found = tuple[np.ndarray, np.ndarray]
 """float32 (n, k) distances, nearest first, and int64 (n, k) rows; -1 where there is none."""
 Within = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""int64 (n + 1,) where each query's begin, float32 distances and int64 rows, in any order."""
+"""int64 numbers of queries, float32 distances and int64 rows of all that was found, in any order."""
 
 IN_ORDER: Final = 0.25
 """What a distance costs where vectors lie side by side, in distances computed along a graph."""
@@ -138,14 +138,19 @@ def nearest_of(near: np.ndarray, rows: np.ndarray, k: int) -> Found:
 
 
 def ranged(
-    index: faiss.Index, queries: np.ndarray, radius: float, metric: Metric, chosen: Any
+    index: faiss.Index, queries: np.ndarray, radius: float, metric: Metric, chosen: Any = None
 ) -> Within:
-    """All that faiss finds at most so far away, by its parameters `chosen`."""
+    """All that faiss finds at most so far away, by its parameters `chosen`; of one query or more."""
     parts = []
     for begin in range(0, len(queries), PAIRWISE):
         few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])
-        parts.append(index.range_search(few, bound(radius, metric), params=chosen))
-    sizes = np.concatenate([np.diff(limits.astype(np.int64)) for limits, _, _ in parts])
-    values = np.concatenate([values for _, values, _ in parts])
-    found = np.concatenate([found for _, _, found in parts])
-    return np.concatenate([[0], np.cumsum(sizes)]), distances(values, metric), found
+        limits, values, found = index.range_search(few, bound(radius, metric), params=chosen)
+        owners = np.repeat(np.arange(begin, begin + len(few)), np.diff(limits.astype(np.int64)))
+        parts.append((owners, distances(values, metric), found))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Within]) -> Within:
+    """What was found in parts, at least one."""
+    owners, near, rows = map(np.concatenate, zip(*parts, strict=True))
+    return owners, near, rows

@@ -20,6 +20,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final
 
 import numpy as np
@@ -98,7 +99,7 @@ class _Reading:
             case ast.BoolOp(op=op, values=values):
                 parts = [self.condition(value, depth + 1) for value in values]
                 joined = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                return lambda items: joined.reduce([part(items) for part in parts])
+                return lambda items: reduce(joined, (part(items) for part in parts))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 inner = self.condition(operand, depth + 1)
                 return lambda items: ~inner(items)
@@ -106,7 +107,7 @@ class _Reading:
                 sides = [left, *rights]
                 pairs = zip(sides, ops, rights, strict=False)
                 parts = [self._comparison(one, op, other) for one, op, other in pairs]
-                return lambda items: np.logical_and.reduce([part(items) for part in parts])
+                return lambda items: reduce(np.logical_and, (part(items) for part in parts))
         raise self._unknown(node)
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Matches:
@@ -139,7 +140,7 @@ class _Reading:
         def matches(items: Items) -> np.ndarray:
             values = pa.array(texts, pa.string())
             found = _told(items, column, lambda t: pc.is_in(t, value_set=values.cast(t.type)))
-            return np.logical_or.reduce([found, *(other(items) for other in others)])
+            return reduce(np.logical_or, (other(items) for other in others), found)
 
         return matches
 
@@ -151,7 +152,7 @@ class _Reading:
                 ast.Name(id=key)
                 | ast.Subscript(value=ast.Name(id="attributes"), slice=ast.Constant(value=str(key)))
             ):
-                self.keys.add(key)
+                self.keys.add(self._text_of(key))
                 return column_of(key)
         raise self._unknown(node)
 
@@ -163,8 +164,10 @@ class _Reading:
         match node:
             case ast.Constant(value=bool()):
                 pass  # Python's are numbers, ours are not
-            case ast.Constant(value=None | str() as value):
-                return value
+            case ast.Constant(value=None):
+                return None
+            case ast.Constant(value=str() as text):
+                return self._text_of(text)
             case ast.Constant(value=int() | float() as number):
                 return self._finite(number)
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
@@ -175,6 +178,13 @@ class _Reading:
         if isinstance(number, bool) or not -1e300 < number < 1e300:
             raise _wrong(self._text, f"{number!r} is no number that can be compared with")
         return float(number)
+
+    def _text_of(self, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _wrong(self._text, f"{text!a:.60} is half a character") from None
+        return text
 
     def _unknown(self, node: ast.expr) -> DataError:
         what = ast.unparse(node)

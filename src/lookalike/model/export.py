@@ -25,7 +25,7 @@ def to_onnx(network: tf.keras.Model, preprocessing: Preprocessing) -> bytes:
     """
     signature = [tf.TensorSpec((None, *preprocessing.shape), tf.uint8, name=INPUT)]
 
-    @tf.function(input_signature=signature, autograph=False)
+    @tf.function(input_signature=signature)
     def encode(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         return {OUTPUT: network(pixels, training=False)}
 

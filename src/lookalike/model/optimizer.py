@@ -79,9 +79,7 @@ def make_step(
     """
     scaled = isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
 
-    # Nothing here branches on a tensor: to look for it takes longer than to trace, and leaves files
-    # in /tmp where a process is killed.
-    @tf.function(autograph=False)
+    @tf.function
     def step(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         trained = [*network.trainable_variables, *objective.trainable_variables]
         with tf.GradientTape() as tape:

@@ -16,7 +16,7 @@ from lookalike.model.ranks import Ranks
 def forward(network: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """What makes vectors of images by a network, as it is whenever it is called."""
     encode: Callable[[tf.Tensor], tf.Tensor] = tf.function(
-        partial(network, training=False), reduce_retracing=True, autograph=False
+        partial(network, training=False), reduce_retracing=True
     )
     return encode
 

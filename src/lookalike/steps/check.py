@@ -68,8 +68,8 @@ def run(context: Context) -> Checked:
     for done, (kind, uri) in enumerate(places, start=1):
         try:
             look(artifacts.open_artifact(uri, kind))
-        except ArtifactError as error:
-            damaged.append(str(error))
+        except (ArtifactError, OSError) as error:
+            damaged.append(f"{uri}: {error}" if isinstance(error, OSError) else str(error))
         context.progress(done, len(places))
     name = context.config.model_name
     try:
@@ -81,7 +81,7 @@ def run(context: Context) -> Checked:
         try:
             with artifacts.workbench() as folder:
                 look(release.stored(context.tracking, name, version.number, folder))
-        except ArtifactError as error:
+        except (ArtifactError, OSError) as error:
             damaged.append(f"{version}: {error}")
         context.progress(len(places) + done, len(places) + len(releases))
     return Checked(
