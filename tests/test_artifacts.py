@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -141,3 +144,32 @@ def test_local_folders_are_told_from_remote_ones(tmp_path: Path) -> None:
     inner.create_dir(path)
     assert inner.get_file_info(path).type == pa.fs.FileType.Directory
     assert artifacts.filesystem((tmp_path / "x").as_uri())[1] == str(tmp_path / "x")
+
+
+_KILLED = """
+import os, signal
+from lookalike.artifacts import workbench
+with workbench() as folder:
+    (folder / "block").write_bytes(b"x")
+    print(folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_use_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it is asked for once
+    with artifacts.workbench() as own:
+        done = subprocess.run(
+            [sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True, check=False
+        )
+        left = Path(done.stdout.strip())
+        assert (left / "block").exists()
+        assert own.exists()
+        artifacts._sweep.cache_clear()  # as another process
+        with artifacts.workbench() as other:
+            assert other.exists()
+        assert own.exists()
+    assert not any(folder.exists() for folder in (left, own, other))

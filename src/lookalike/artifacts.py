@@ -8,15 +8,18 @@ what a killed step left behind; nobody reads it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -142,10 +145,45 @@ def made_at(name: str) -> datetime | None:
 
 
 @contextmanager
-def workbench() -> Iterator[Path]:
-    """An empty local folder to build in; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="lookalike-") as folder:
-        yield Path(folder)
+def workbench(what: str = "work") -> Iterator[Path]:
+    """An empty local folder to build in; gone afterwards. Those that killed processes left go too.
+
+    Args:
+        what: it is for; part of its name.
+    """
+    root = Path(tempfile.gettempdir())
+    prefix = f"lookalike-{what}-"
+    _sweep(root, prefix)
+    folder = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # others see it once it is locked
+    with _locked(folder):
+        folder = folder.rename(root / folder.name[1:])
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache
+def _sweep(root: Path, prefix: str) -> None:
+    """Remove folders that nobody holds any more; once a process."""
+    for left in root.glob(f"{prefix}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which a process loses in whatever way it ends.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 def commit(root: str, kind: str, built: Path, meta: Mapping[str, Any]) -> Artifact:
@@ -260,17 +298,25 @@ def survey(root: str, kind: str) -> Iterator[tuple[str, Manifest | None]]:
         ArtifactError: an artefact of an unknown format, or of another kind.
     """
     for info in children(root):
-        if info.type != arrow_fs.FileType.Directory:
-            continue
-        uri = join(root, info.base_name)
-        inner, path = filesystem(uri)
-        try:
-            with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
-                raw = json.loads(stream.read())
-        except (FileNotFoundError, ValueError):
-            yield uri, None
-        else:
-            yield uri, _interpreted(uri, kind, raw)
+        if info.type == arrow_fs.FileType.Directory:
+            uri = join(root, info.base_name)
+            yield uri, manifest_at(uri, kind)
+
+
+def manifest_at(uri: str, kind: str) -> Manifest | None:
+    """The manifest of a folder; None where a killed step left none, or one that breaks off.
+
+    Raises:
+        ArtifactError: damaged, of an unknown format, or of another kind.
+        OSError: it cannot be read.
+    """
+    inner, path = filesystem(uri)
+    try:
+        with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
+            raw = json.loads(stream.read())
+    except (FileNotFoundError, ValueError):
+        return None
+    return _interpreted(uri, kind, raw)
 
 
 def children(root: str) -> list[arrow_fs.FileInfo]:

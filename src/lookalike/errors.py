@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from typing import Any
+from typing import Any, Final
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of an `OSError` that comes again until somebody makes room."""
 
 
 class LookalikeError(Exception):

@@ -17,7 +17,6 @@ from support import write_manifest
 from lookalike.config import Augment
 from lookalike.errors import ArtifactError, ConfigError, DataError, LookalikeError
 from lookalike.model.batches import Batch, Shard, epoch_batches, repeats
-from lookalike.model.reader import cache_folder
 from lookalike.model.snapshot import Snapshot
 from lookalike.planning import BatchShape
 
@@ -166,30 +165,6 @@ def test_a_remote_snapshot_is_read_as_a_local_one(uri: str, tmp_path: Path, cach
     for one, other in zip(found, local, strict=True):
         assert (one.pixels == other.pixels).all()
     assert (snapshot.validation()[0] == Snapshot.open(uri).validation()[0]).all()
-
-
-_KILLED = """
-import os, signal
-from lookalike.model.reader import cache_folder
-with cache_folder() as folder:
-    (folder / "block").write_bytes(b"x")
-    print(folder, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_what_a_killed_process_cached_is_removed_and_what_others_use_is_not() -> None:
-    with cache_folder() as own:
-        done = subprocess.run(
-            [sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True, check=False
-        )
-        left = Path(done.stdout.strip())
-        assert (left / "block").exists()
-        assert own.exists()
-        with cache_folder() as other:
-            assert other.exists()
-        assert own.exists()
-    assert not any(folder.exists() for folder in (left, own, other))
 
 
 PEAK = """

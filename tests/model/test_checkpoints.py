@@ -30,7 +30,7 @@ def test_the_last_few_stay(tmp_path: Path) -> None:
     assert kept.newest() is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no manifest"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no manifest", "its manifest"])
 def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     kept = Checkpoints(str(tmp_path / "kept"))
     for step in (10, 20):
@@ -47,6 +47,9 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
             state.unlink()
         case "no manifest":
             (Path(newest.uri) / artifacts.MANIFEST).unlink()
+        case "its manifest":
+            manifest = Path(newest.uri) / artifacts.MANIFEST
+            manifest.write_text(manifest.read_text().replace('"epoch": 2', '"epoch": 3'))
     left = kept.newest()
     assert left is not None
     assert left.meta["step"] == 10

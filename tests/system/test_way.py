@@ -128,6 +128,7 @@ def test_training_and_evaluation_are_in_one_mlflow_run(way: Way, context: Contex
         "embedding.png",
         "neighbours_before_and_after.png",
         "reliability.png",
+        f"train-{run.info.run_id}.log",
         "gate.json",
         "evaluate",
     }

@@ -18,7 +18,7 @@ VECTORS_FILE, ORIGINALS_FILE = "vectors.faiss", "originals.npy"
 Found = tuple[np.ndarray, np.ndarray]
 """float32 (n, k) distances, nearest first, and int64 (n, k) rows; -1 where there is none."""
 Within = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""int64 numbers of queries, float32 distances and int64 rows of all that was found, in any order."""
+"""Of all that was found, in any order: int64 numbers of queries, float32 distances, int64 rows."""
 
 IN_ORDER: Final = 0.25
 """What a distance costs where vectors lie side by side, in distances computed along a graph."""
@@ -140,7 +140,7 @@ def nearest_of(near: np.ndarray, rows: np.ndarray, k: int) -> Found:
 def ranged(
     index: faiss.Index, queries: np.ndarray, radius: float, metric: Metric, chosen: Any = None
 ) -> Within:
-    """All that faiss finds at most so far away, by its parameters `chosen`; of one query or more."""
+    """All that faiss finds at most so far away, by its parameters `chosen`; at least one query."""
     parts = []
     for begin in range(0, len(queries), PAIRWISE):
         few = np.ascontiguousarray(queries[begin : begin + PAIRWISE])

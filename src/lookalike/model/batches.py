@@ -218,7 +218,8 @@ class _Buffer:
         uris = snapshot.files(TRAIN, numbers)
         blocks = reader.read(uris, self._columns, cache)
         for number, uri in zip(numbers, uris, strict=True):
-            with snapshot.readable(uris):
+            # A cache takes one block after another; without one all are asked for at once.
+            with snapshot.readable(uris if cache is None else [uri]):
                 block = next(blocks)
             planned = snapshot.layout.block(int(number))
             found = np.zeros_like(planned)

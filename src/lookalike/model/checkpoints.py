@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lookalike import artifacts
-from lookalike.errors import LookalikeError
+from lookalike.errors import NO_ROOM, ArtifactError, LookalikeError
 
 KIND = "checkpoint"
 KEPT = 3
@@ -54,32 +55,37 @@ class Checkpoints:
             place: what JSON can hold of the state.
 
         Raises:
-            LookalikeError: it could not be written.
+            LookalikeError: there is no room for it.
+            OSError: it could not be written.
         """
         try:
             kept = artifacts.commit(self.root, KIND, built, {"step": step, "place": place})
-            others = [a for a in self._by_step() if a.uri != kept.uri]
-            # One of as many steps or more was passed over: this training went on from before it.
-            before = [a for a in others if a.meta["step"] < step]
-            passed_over = [a for a in others if a.meta["step"] >= step]
-            for old in [*passed_over, *before[KEPT - 1 :]]:
-                artifacts.remove(old.uri)
         except OSError as error:
+            if error.errno not in NO_ROOM:  # a storage's bad moment: to begin again may do
+                raise
             raise LookalikeError(
                 f"the checkpoint at step {step:,} could not be written to {self.root} "
                 f"({error.strerror or error})",
                 remedy="Make room there, then run `lookalike train` again: it goes on from the "
                 "checkpoint before",
             ) from error
+        with suppress(OSError):  # what cannot be removed takes room, no more
+            others = [a for a in self._by_step() if a.uri != kept.uri]
+            # One of as many steps or more was passed over: this training went on from before it.
+            before = [a for a in others if a.meta["step"] < step]
+            passed_over = [a for a in others if a.meta["step"] >= step]
+            for old in [*passed_over, *before[KEPT - 1 :]]:
+                artifacts.remove(old.uri)
 
     def remove(self) -> None:
         """Remove them all."""
         artifacts.remove(self.root)
 
     def _by_step(self) -> list[artifacts.Artifact]:
-        found = [
-            artifacts.Artifact(uri, manifest)
-            for uri, manifest in artifacts.survey(self.root, KIND)
-            if manifest is not None
-        ]
+        found = []
+        for info in artifacts.children(self.root):
+            uri = artifacts.join(self.root, info.base_name)
+            with suppress(ArtifactError):  # as one that is damaged elsewhere
+                if (manifest := artifacts.manifest_at(uri, KIND)) is not None:
+                    found.append(artifacts.Artifact(uri, manifest))
         return sorted(found, key=lambda artifact: int(artifact.meta["step"]), reverse=True)

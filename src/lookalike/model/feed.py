@@ -44,19 +44,19 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
     together = max(1, _TOGETHER // (shard.batch.size * snapshot.preprocessing.item_bytes))
 
     def plain() -> Iterator[tuple[Any, ...]]:
-        numbered = _numbered(snapshot, shard, epoch, start)
         try:
-            for first in numbered:
+            for current in itertools.count(epoch):
+                batches = _numbered(snapshot, shard, current, start if current == epoch else 0)
                 if together == 1:
-                    yield first
-                else:
-                    rest = itertools.islice(numbered, together - 1)
-                    yield tuple(map(np.stack, zip(first, *rest, strict=True)))
+                    yield from batches
+                    continue
+                while some := list(itertools.islice(batches, together)):
+                    yield tuple(map(np.stack, zip(*some, strict=True)))
         except (LookalikeError, OSError) as error:
             unread.append(error)  # TensorFlow gives one of its own for it
             raise
 
-    some = () if together == 1 else (together,)
+    some = () if together == 1 else (None,)
     batch = (*some, shard.batch.size)
     data = tf.data.Dataset.from_generator(
         plain,
@@ -84,13 +84,11 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
 def _numbered(
     snapshot: Snapshot, shard: Shard, epoch: int, start: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-    """Batches, each with a number of its own, of an epoch and all after it."""
-    for current in itertools.count(epoch):
-        rng = np.random.default_rng([shard.seed, current, shard.rank])
-        batches = epoch_batches(snapshot, shard, current, start)
-        for number, batch in enumerate(batches, int(rng.integers(2**31)) + start):
-            yield batch.pixels, batch.classes, batch.repeated, number
-        start = 0
+    """Batches of an epoch, each with a number of its own."""
+    rng = np.random.default_rng([shard.seed, epoch, shard.rank])
+    batches = epoch_batches(snapshot, shard, epoch, start)
+    for number, batch in enumerate(batches, int(rng.integers(2**31)) + start):
+        yield batch.pixels, batch.classes, batch.repeated, number
 
 
 def _read(

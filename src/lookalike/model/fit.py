@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from lookalike.model import (
     networks,
     optimizer,
     process,
-    reader,
     validation,
 )
 from lookalike.model.batches import Shard, epoch_batches
@@ -163,9 +162,8 @@ class _Training:
 
     def run(self, checkpoint: str | None = None) -> Fitted:
         """Train, from a checkpoint's URI on or from the beginning."""
-        if not self.snapshot.remote:
-            return self._run(checkpoint)
-        with reader.cache_folder() as self.cache:
+        remote = self.snapshot.remote
+        with artifacts.workbench("cache") if remote else nullcontext() as self.cache:
             return self._run(checkpoint)
 
     def _run(self, checkpoint: str | None) -> Fitted:
@@ -257,7 +255,9 @@ class _Training:
         )
 
     def _vectors(self, pixels: np.ndarray) -> np.ndarray:
-        return validation.vectors(self.encode, pixels, self.encoder.output_shape[1], self.ranks)
+        # No more at once than are trained on: that many there is memory for.
+        dim, batch = self.encoder.output_shape[1], self.train.batch.size
+        return validation.vectors(self.encode, pixels, dim, self.ranks, batch)
 
     def _epoch(self, batches: feed.Batches) -> _Pace:
         """Take an epoch's steps, or those that are left of it."""

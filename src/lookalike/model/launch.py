@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import tempfile
 import threading
@@ -26,7 +25,6 @@ _PATIENCE = 15.0
 """Seconds in which ranks may end by themselves once one of them is lost."""
 
 _LONGEST_WAIT = 60.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -139,21 +137,29 @@ def train(job: Job, audience: Audience, log: Path) -> Trained:
         try:
             return _attempt(job, audience, log)
         except RankError as error:
-            last = Checkpoints(job.checkpoints).newest()
-            step = 0 if last is None else last.meta["step"]
+            step = _kept_step(job)
             if attempt == job.train.restarts:
                 raise RankError(
                     error.fact,
                     remedy=f"What it printed is in {log}. Run `lookalike train` again: it goes on "
-                    f"from step {step:,}",
+                    f"from {step}",
                 ) from error
             wait = min(2.0**attempt, _LONGEST_WAIT)
             audience.say(
-                f"{error.fact}; what it printed is in {log}. All begin again from step {step:,} in "
+                f"{error.fact}; what it printed is in {log}. All begin again from {step} in "
                 f"{wait:.0f} s (restart {attempt + 1} of {job.train.restarts})"
             )
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _kept_step(job: Job) -> str:
+    """Where all begin again, in words."""
+    try:
+        last = Checkpoints(job.checkpoints).newest()
+    except LookalikeError:  # no reason not to try
+        return "the last checkpoint"
+    return f"step {0 if last is None else last.meta['step']:,}"
 
 
 def _attempt(job: Job, audience: Audience, log: Path) -> Trained:
@@ -220,7 +226,7 @@ def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
             fitted = training.fit(snapshot, job.train, job.seed, ranks, Watcher(), checkpoints)
             return _commit(job, snapshot, fitted) if first else None
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.errno in errors.NO_ROOM:
                 error = _no_room(job, error)
             if isinstance(error, LookalikeError):
                 kind, facts = type(error).__name__, error.__dict__
@@ -340,8 +346,7 @@ def _watched(
         # For so long in all: epochs of a moment must not keep from looking at the ranks.
         until = time.monotonic() + 0.5
         with suppress(Empty):
-            while True:
-                left = max(0.0, until - time.monotonic())
+            while (left := until - time.monotonic()) > 0:
                 who, message = exchange.said.get(timeout=left)
                 if message["kind"] == "failed":
                     seen.hear(who, message)
@@ -389,7 +394,8 @@ def _watched(
     finally:
         over.set()
         watcher.join()
-        hear()
+        while not exchange.said.empty():
+            hear()
         show()
 
 

@@ -86,7 +86,9 @@ def make_step(
             vectors = network(images, training=True)
             value = objective(classes, vectors)
             differentiated = optimizer.get_scaled_loss(value) if scaled else value
-        gradients = tape.gradient(differentiated, trained)
+        # Of a weight that nothing depends on, too: ranks exchange what is there.
+        unconnected = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(differentiated, trained, unconnected_gradients=unconnected)
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
         optimizer.apply_gradients(zip(ranks.averaged(gradients), trained, strict=True))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
+from joblib import cpu_count  # type: ignore[import-untyped] # scikit-learn's
 
 from lookalike.config import Train
 from lookalike.errors import ConfigError
@@ -28,13 +29,17 @@ def set_up(train: Train, ranks: Ranks = Ranks(), sharing: int = 1) -> None:  # n
         ConfigError: Spark's address of a GPU is no number.
     """
     sharing = max(sharing, ranks.local_size)
-    threads = train.threads or max(1, _cores() // sharing)
+    # Of the machine, or of what a container may use of it.
+    threads = train.threads or max(1, cpu_count() // sharing)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if seen := gpus():
         own = seen[gpu_of(ranks.devices, ranks.local_rank, len(seen))]
         tf.config.set_visible_devices(own, "GPU")
         tf.config.experimental.set_memory_growth(own, True)
+    # 10 bits of float32's 23: neither would a graph's vectors be the network's, nor the gradient of
+    # several ranks that of one. What is fast on GPUs is mixed_float16.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     set_determinism(train)
 
 
@@ -66,18 +71,10 @@ def gpu_of(addresses: Sequence[str], local_rank: int, seen: int) -> int:
     return int(addresses[0]) % seen
 
 
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS tells no more
-
-
 def set_determinism(train: Train) -> None:
     """Let operations repeat to the bit from now on, where `train` asks for it."""
     if train.deterministic:
         tf.config.experimental.enable_op_determinism()
-        tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def precision(train: Train) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 import sqlite3
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lookalike import artifacts
 from lookalike.errors import ConfigError, LookalikeError
 
-_CACHE = "lookalike-cache-"
 _SHARDS = 6
 """Databases that Petastorm's cache is split into, each of which must hold 5 blocks."""
 
@@ -56,37 +53,6 @@ class Cache:
         return LocalDiskCache(str(self.folder), self.size, self.block, _SHARDS, **settings)
 
 
-@contextmanager
-def cache_folder() -> Iterator[Path]:
-    """A local folder for a `Cache`, gone afterwards; those that killed processes left go too."""
-    root = Path(tempfile.gettempdir())
-    for left in root.glob(f"{_CACHE}*"):
-        with suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=f".{_CACHE}"))  # others see it once it is locked
-    with _locked(folder):
-        folder = folder.rename(root / folder.name[1:])
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which a process loses in whatever way it ends.
-
-    Raises:
-        OSError: another process holds it.
-    """
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(opened)
-
-
 def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None) -> Iterator[Any]:
     """Rows of one Parquet file after another, each of one row group, as arrays by column.
 
@@ -96,12 +62,12 @@ def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None
         LookalikeError: the cache cannot be used.
     """
     if cache is None:
-        yield from _rows(uris, columns, None)
+        yield from _rows(uris, columns)
         return
     try:
         opened = cache.open()
-        for uri in uris:  # the cache's keys are made of all that a reader is to read
-            yield from _rows([uri], columns, opened)
+        for uri in uris:  # a reader of Petastorm's asks for the file even where it has the block
+            yield opened.get(" ".join([uri, *columns]), partial(_block, uri, columns))
     except sqlite3.Error as error:  # its notes are kept so; what it caches is in files
         raise LookalikeError(
             f"the cache of blocks in {cache.folder} cannot be used ({error})",
@@ -109,7 +75,12 @@ def read(uris: Sequence[str], columns: Sequence[str], cache: Cache | None = None
         ) from error
 
 
-def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[Any]:
+def _block(uri: str, columns: Sequence[str]) -> SimpleNamespace:
+    with closing(_rows([uri], columns)) as rows:
+        return SimpleNamespace(**next(rows)._asdict())
+
+
+def _rows(uris: Sequence[str], columns: Sequence[str]) -> Generator[Any, None, None]:
     with _hushed():
         from petastorm.arrow_reader_worker import ArrowReaderWorker
         from petastorm.reader import Reader
@@ -132,7 +103,6 @@ def _rows(uris: Sequence[str], columns: Sequence[str], cache: Any) -> Iterator[A
             shuffle_row_groups=False,
             num_epochs=1,
             is_batched_reader=True,
-            cache=cache,
         )
     try:
         while True:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Thread
@@ -446,8 +446,3 @@ def _watched(
         over.set()
         watcher.join()
         tell()
-
-
-def recorded(trial: Trial) -> dict[str, Any]:
-    """As JSON holds it; `Trial.of` reads it."""
-    return asdict(trial)

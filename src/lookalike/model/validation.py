@@ -26,7 +26,7 @@ def vectors(
     pixels: np.ndarray,
     dim: int,
     ranks: Ranks,
-    batch: int = 256,
+    batch: int,
 ) -> np.ndarray:
     """Vectors of images, a share of them by each rank.
 

@@ -24,7 +24,7 @@ from lookalike.steps.snapshot import newest_matching, pinned
 from lookalike.tracking import Run
 
 if TYPE_CHECKING:
-    from lookalike.model.launch import Trained
+    from lookalike.model.launch import Job, Trained
     from lookalike.model.snapshot import Snapshot
 
 STEP = "train"
@@ -126,27 +126,7 @@ def run(context: Context) -> TrainedEncoder:
             seed=config.seed,
             made_from=made_from,
         )
-        logged: set[float] = set()
-
-        def on_epoch(values: dict[str, float]) -> None:
-            with suppress(MlflowException, OSError):  # no training ends for want of a word
-                _log_epoch(run, values)
-                logged.add(values["epoch"])
-
-        audience = launch.Audience(
-            progress=context.progress,
-            epoch=on_epoch,
-            say=context.say,
-        )
-        log = context.log / f"train-{run.run_id}.log"
-        try:
-            trained = launch.train(job, audience, log)
-        finally:
-            with suppress(MlflowException, OSError):  # a cluster's disk goes with it
-                run.file(log)
-        for epoch in trained.curve:
-            if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
-                _log_epoch(run, epoch)
+        trained = _trained(context, run, job)
         run.tags({"encoder": trained.fingerprint, "precision": trained.precision})
         error = _show(run, opened, trained, config.seed)
     result = TrainedEncoder(
@@ -163,6 +143,36 @@ def run(context: Context) -> TrainedEncoder:
     with suppress(OSError):  # what is committed stays so; `clean` removes what is left
         Checkpoints(checkpoints).remove()
     return result
+
+
+def _trained(context: Context, run: Run, job: Job) -> Trained:
+    """Train, and tell MLflow of it on the way."""
+    from lookalike.model import launch
+
+    logged: set[float] = set()
+    away = False
+
+    def on_epoch(values: dict[str, float]) -> None:
+        nonlocal away
+        if away:  # each try takes minutes, in which nobody looks after the ranks
+            return
+        try:
+            _log_epoch(run, values)
+            logged.add(values["epoch"])
+        except (MlflowException, OSError):  # no training ends for want of a word
+            away = True
+
+    audience = launch.Audience(progress=context.progress, epoch=on_epoch, say=context.say)
+    log = context.log / f"train-{run.run_id}.log"
+    try:
+        trained = launch.train(job, audience, log)
+    finally:
+        with suppress(MlflowException, OSError):  # a cluster's disk goes with it
+            run.file(log)
+    for epoch in trained.curve:
+        if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
+            _log_epoch(run, epoch)
+    return trained
 
 
 def _log_epoch(run: Run, values: dict[str, float]) -> None:

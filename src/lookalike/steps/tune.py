@@ -174,10 +174,8 @@ class _Search:
         return sorted(trials, key=lambda trial: trial.number)
 
     def keep(self, trial: Trial) -> None:
-        from lookalike.model.tune import recorded
-
         uri = artifacts.join(self.folder, artifacts.new_name())
-        artifacts.seal(uri, TRIAL, recorded(trial), ())
+        artifacts.seal(uri, TRIAL, asdict(trial), ())
 
 
 def _begun(
