@@ -15,6 +15,7 @@ import pytest
 from naive import ENCODER, Item, Naive, batch_of, indexed
 from support import write_manifest
 
+from lookalike import artifacts
 from lookalike.errors import ArtifactError, ConfigError, DataError
 from lookalike.index import Index, Plan, build, items, kinds
 from lookalike.index import nearest as searching
@@ -446,8 +447,7 @@ def test_opening_refuses_tombstones_of_rows_that_are_not_there(
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, mark) as written:
         written.write_batch(pa.record_batch(columns, schema=mark))
     raw = json.loads(manifest.read_text())
-    for entry in raw["files"]:
-        entry["size"] = (folder / entry["path"]).stat().st_size
+    raw["files"] = [vars(artifacts.entry_of(folder / e["path"], e["path"])) for e in raw["files"]]
     write_manifest(manifest, raw)
     with pytest.raises(ArtifactError, match=r"tombstones\.arrow names rows that no part has"):
         Index.open(root, name)

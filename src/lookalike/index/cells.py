@@ -54,9 +54,6 @@ class Cells(Vectors):
         self.scale = scale
         self._cells = faiss.downcast_index(faiss.extract_index_ivf(index))
         self._lock = threading.Lock()
-        lists = faiss.downcast_InvertedLists(self._cells.invlists)
-        if isinstance(lists, faiss.OnDiskInvertedLists):
-            lists.prefetch_nthread = 0  # else each search starts 32 threads
 
     @property
     def count(self) -> int:

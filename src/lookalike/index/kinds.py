@@ -55,11 +55,9 @@ def read(folder: Path, plan: Plan, metric: Metric, scale: float, count: int) -> 
     Raises:
         ArtifactError: naming the file that cannot be read.
     """
-    # faiss maps cells by one way, whole vectors by the other.
-    flags = faiss.IO_FLAG_MMAP if plan.kind in IVF else faiss.IO_FLAG_MMAP_IFC
     file = folder / VECTORS_FILE
     try:
-        index = faiss.read_index(str(file), flags)
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
         if index.metric_type != code_of(metric) or not index.is_trained:
             raise ValueError(f"it is of another metric than {metric}, or not trained")
         if index.ntotal != count:
