@@ -127,11 +127,8 @@ def test_a_cache_serves_the_next_epoch_and_stays_bounded(make_snapshot, tmp_path
     before = [list(epoch_batches(snapshot, plain, number)) for number in range(2)]
     for one, other in zip(epoch_batches(snapshot, cached, 0), before[0], strict=True):
         assert (one.pixels == other.pixels).all()
-    for path in Path(uri).glob("train/*.parquet"):  # all but the footer is lost
-        data = bytearray(path.read_bytes())
-        footer = int.from_bytes(data[-8:-4], "little") + 8
-        data[4:-footer] = bytes(len(data) - footer - 4)
-        path.write_bytes(data)
+    for path in Path(uri).glob("train/*.parquet"):
+        path.unlink()
     for one, other in zip(epoch_batches(snapshot, cached, 1), before[1], strict=True):
         assert (one.pixels == other.pixels).all()
 

@@ -81,3 +81,10 @@ def test_a_full_disk_is_told_and_leaves_the_one_before(tmp_path: Path) -> None:
     left = kept.newest()
     assert left is not None
     assert left.meta["step"] == 10
+
+
+def test_a_storages_bad_moment_is_no_full_disk(tmp_path: Path) -> None:
+    """To begin again may do: the error stays what it was."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="Not a directory"):
+        save(Checkpoints(str(tmp_path / "file" / "kept")), tmp_path / "built", 10)

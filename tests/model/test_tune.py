@@ -5,7 +5,7 @@ import math
 import typing
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_every_word_is_drawn_and_its_best_trains_again(
         assert trial.values["clip_norm"] in (None, 1.0)
         loss = trial.values["loss"]
         assert loss.keys() in ({"name", "mining"}, {"alpha", "beta"})
-        assert Trial.of(json.loads(json.dumps(tune.recorded(trial)))) == trial
+        assert Trial.of(json.loads(json.dumps(asdict(trial)))) == trial
     best = tune.best(trials)
     assert best.score == max(trial.score or 0 for trial in trials)
     train = with_values(SMALL, best.values)
