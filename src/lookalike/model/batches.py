@@ -222,9 +222,8 @@ class _Buffer:
             with snapshot.readable(uris if cache is None else [uri]):
                 block = next(blocks)
             planned = snapshot.layout.block(int(number))
-            found = np.zeros_like(planned)
-            np.add.at(found, block.class_id, block.count)
-            if (found != planned).any() or (np.diff(block.class_id) <= 0).any():
+            found = np.bincount(block.class_id, block.count, len(planned)).astype(planned.dtype)
+            if not np.array_equal(found, planned) or (np.diff(block.class_id) <= 0).any():
                 raise DataError(
                     f"rank {shard.rank} read {found.sum():,} of the {planned.sum():,} images of "
                     f"{uri}, or others than planned",
