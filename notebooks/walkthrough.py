@@ -63,8 +63,8 @@ if dbutils := globals().get("dbutils"):
     from pyspark.sql import SparkSession
 
     ((user,),) = SparkSession.builder.getOrCreate().sql("SELECT current_user()").collect()
-    # A ledger of one's own, as that of the bundle's target dev.
-    mine = "lookalike_" + re.sub(r"\W", "_", user.split("@")[0])
+    # A ledger of one's own: what somebody tries changes nobody else's champion.
+    mine = "lookalike_" + re.sub(r"\W+", "_", user.split("@")[0].lower())
     asked = {
         "conf": "conf/demo.yaml",
         "tables": f"main.{mine}",

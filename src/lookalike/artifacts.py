@@ -9,11 +9,13 @@ what a killed step left behind; nobody reads it.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,7 +30,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from lookalike.errors import ArtifactError, ConfigError
+from lookalike.errors import ArtifactError, ConfigError, DamagedError
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -145,14 +147,11 @@ def made_at(name: str) -> datetime | None:
 
 
 @contextmanager
-def workbench(what: str = "work") -> Iterator[Path]:
-    """An empty local folder to build in; gone afterwards. Those that killed processes left go too.
-
-    Args:
-        what: it is for; part of its name.
-    """
+def workbench() -> Iterator[Path]:
+    """An empty local folder to build in; gone afterwards, and those that killed processes left."""
     root = Path(tempfile.gettempdir())
-    prefix = f"lookalike-{what}-"
+    # Where machines share it: a lock is known on its own machine alone.
+    prefix = f"lookalike-{socket.gethostname()}-"
     _sweep(root, prefix)
     folder = Path(tempfile.mkdtemp(prefix=f".{prefix}"))  # others see it once it is locked
     with _locked(folder):
@@ -166,7 +165,7 @@ def workbench(what: str = "work") -> Iterator[Path]:
 @lru_cache
 def _sweep(root: Path, prefix: str) -> None:
     """Remove folders that nobody holds any more; once a process."""
-    for left in root.glob(f"{prefix}*"):
+    for left in root.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError), _locked(left):
             shutil.rmtree(left)
 
@@ -307,7 +306,8 @@ def manifest_at(uri: str, kind: str) -> Manifest | None:
     """The manifest of a folder; None where a killed step left none, or one that breaks off.
 
     Raises:
-        ArtifactError: damaged, of an unknown format, or of another kind.
+        DamagedError: it is not the one that was committed.
+        ArtifactError: of an unknown format, or of another kind.
         OSError: it cannot be read.
     """
     inner, path = filesystem(uri)
@@ -410,8 +410,8 @@ def _interpreted(uri: str, kind: str, raw: Any) -> Manifest:
         raise _damaged(uri, f"{MANIFEST} lacks {error}") from error
 
 
-def _damaged(uri: str, what: str) -> ArtifactError:
-    return ArtifactError(
+def _damaged(uri: str, what: str) -> DamagedError:
+    return DamagedError(
         f"the artefact {uri} is damaged: {what}",
         remedy="Run the step that makes it again",
     )

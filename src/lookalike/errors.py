@@ -62,6 +62,10 @@ class ArtifactError(DataError):
     """An artefact is missing, damaged, of an unknown format, or belongs to another."""
 
 
+class DamagedError(ArtifactError):
+    """A file of an artefact is missing, or not what was committed."""
+
+
 class GateError(LookalikeError):
     """A candidate did not pass the release gate. `rows` is the table that shows why."""
 

@@ -92,9 +92,11 @@ def test_a_selection_is_of_those_that_were_there(index: Index) -> None:
 
 def test_attributes_are_as_they_were_given(index: Index) -> None:
     one: dict[str, str] = {}
+    index.add(["free"], np.zeros((1, DIM)), None, [one])
     for price in ("1", "2"):
         one["price"] = price
         index.add([f"for {price}"], np.zeros((1, DIM)), None, [one])
+    assert index.about("free") is None
     assert [index.count(f"price == {price}") for price in (1, 2)] == [1, 1]
     index.change(["for 1"], np.zeros((1, DIM)), None, [{"size": "1", "price": None}])  # type: ignore[dict-item]
     assert index.about("for 1") == {"size": "1"}

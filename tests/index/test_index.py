@@ -468,7 +468,7 @@ def test_opening_refuses_a_flipped_bit_in_what_it_reads_whole(
         Index.open(root, version)
 
 
-@pytest.mark.parametrize("metric", ["l2", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 def test_a_radius_beyond_all_vectors_finds_all(tmp_path: Path, metric: str) -> None:
     far = np.eye(3, dtype=np.float32) * 1e18
     index = indexed(Naive(metric, {IDS[i]: Item(far[i]) for i in range(3)}), tmp_path, SMALL)

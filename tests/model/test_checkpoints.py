@@ -19,6 +19,8 @@ def save(kept: Checkpoints, folder: Path, step: int) -> None:
 def test_the_last_few_stay(tmp_path: Path) -> None:
     kept = Checkpoints(str(tmp_path / "kept"))
     assert kept.newest() is None
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ".DS_Store").write_bytes(b"")
     for step in range(10, 70, 10):  # several within a second: their names do not tell the order
         save(kept, tmp_path / "built", step)
         newest = kept.newest()

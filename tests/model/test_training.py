@@ -275,7 +275,7 @@ def test_a_remote_snapshot_trains_as_a_local_one_and_leaves_no_cache(
 
     class Watcher(progress.Watcher):
         def epoch(self, epoch: progress.Epoch) -> None:  # noqa: ARG002
-            cached.append(len(list(temporary.glob("lookalike-cache-*/**/*.val"))))
+            cached.append(len(list(temporary.glob("lookalike-*/**/*.val"))))
 
     train = small(epochs=2)
     process.set_determinism(train)

@@ -190,7 +190,9 @@ def test_a_lost_manifest_is_damage_and_what_a_killed_step_left_is_none(
         found = check.run(own)
         hidden.rename(folder / artifacts.MANIFEST)
         assert {*found.unfinished} == {*before.unfinished, str(left)}
-        assert any(f"{folder}: it has no manifest.json" in said for said in found.damaged)
+        assert any(
+            f"{folder} is damaged: manifest.json is missing" in said for said in found.damaged
+        )
     left.rmdir()
     assert check.run(own) == before
 

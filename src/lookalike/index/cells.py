@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from lookalike.errors import ConfigError, DataError
-from lookalike.index.metric import Metric, distances, prepared
+from lookalike.index.metric import Metric, distances
 from lookalike.index.plan import Plan
 from lookalike.index.rows import Rows
 from lookalike.index.vectors import (
@@ -54,6 +54,9 @@ class Cells(Vectors):
         self.scale = scale
         self._cells = faiss.downcast_index(faiss.extract_index_ivf(index))
         self._lock = threading.Lock()
+        lists = faiss.downcast_InvertedLists(self._cells.invlists)
+        if isinstance(lists, faiss.OnDiskInvertedLists):
+            lists.prefetch_nthread = 0  # else each search starts 32 threads
 
     @property
     def count(self) -> int:
@@ -85,8 +88,10 @@ class Cells(Vectors):
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
         if self.originals is not None:
             kept = self.originals[rows].astype(np.float32) * np.float32(self.scale)
-            # float16 has changed their norms, too.
-            return prepared(kept, "cosine") if self.metric == "cosine" else kept
+            if self.metric == "cosine":  # float16 has changed their norms, too
+                norms = np.sqrt(np.einsum("ij,ij->i", kept, kept))
+                kept /= np.where(norms == 0, 1, norms)[:, np.newaxis]
+            return kept
         with self._lock:  # where each row lies is found out once, when first asked for
             if self._cells.direct_map.type != faiss.DirectMap.Array:
                 self._cells.set_direct_map_type(faiss.DirectMap.Array)

@@ -90,7 +90,7 @@ def bound(radius: float, metric: Metric) -> float:
     with np.errstate(over="ignore"):  # beyond float32 is beyond all vectors
         match metric:
             case "cosine":
-                return 1 - radius - ROUNDING
+                return 1 - min(radius, 2) - ROUNDING
             case "l2":
                 square = np.float32(np.float64(radius) ** 2 * (1 + ROUNDING))
                 return float(np.nextafter(square, infinite))

@@ -41,6 +41,7 @@ _ALIKE: Final = 1.1
 _CLOSE: Final = 1e-5
 """Relative difference of distances that are taken for equal."""
 _SEED: Final = 23
+_EXACT: Final = ("exact", "kd_tree")
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,12 @@ def choose(spool: Spool, metric: Metric, wishes: Wishes) -> Choice:
         choice.trials.append(Trial(whole, (), size, 1.0, verdict="chosen"))
         choice.plans.append(whole)
         return choice
-    if known == count:  # too few to measure by
-        raise choice.refusal()
+    if known == count:
+        raise ConfigError(
+            f"{count} vectors are too few to measure recall by",
+            allowed=f"kind exact, which takes {size:,} bytes",
+            remedy="Raise index.memory",
+        )
     queries = spool.rows(slice(known, None))
     sample = spool.sample(choice.sample, known)
     tests = [
@@ -272,7 +277,7 @@ def candidates(count: int, dim: int, metric: Metric, wishes: Wishes) -> Iterator
         "kd_tree": [Plan("kd_tree")] if dim <= 12 and metric != "dot" else [],
     }
     # Short codes are slow to learn, and seldom found by faster than vectors that have room.
-    spare = roomy and {"exact", "hnsw", "ivf_flat"} & {*wishes.kinds}
+    spare = roomy and not {"exact", "hnsw", "ivf_flat"}.isdisjoint(wishes.kinds)
     tried = [kind for kind in wishes.kinds if not spare or kind != "ivf_pq"]
     # One of each kind, then the others of each.
     turns = range(max(map(len, known.values())))
@@ -384,7 +389,7 @@ class _Test:
         return list(points.values()), met
 
     def _most(self, vectors: Built) -> int:
-        if vectors.plan.kind in ("exact", "kd_tree"):
+        if vectors.plan.kind in _EXACT:
             return 1
         return self.known if vectors.plan.kind == "hnsw" else vectors.plan.nlist
 
@@ -392,8 +397,10 @@ class _Test:
         def search(queries: np.ndarray) -> np.ndarray:
             return nearest.search(vectors, queries, self.wishes.k, self.rows, effort)[1]
 
-        # One by one: what is compared with all where many ask may not be where one does.
-        found = np.concatenate([search(query[np.newaxis]) for query in self.queries])
+        if vectors.plan.kind in _EXACT:
+            found = search(self.queries)
+        else:  # one by one: what is compared with all where many ask may not be where one does
+            found = np.concatenate([search(query[np.newaxis]) for query in self.queries])
         return Point(effort, self.recall(found), self._seconds(search))
 
     def _seconds(self, search: Callable[[np.ndarray], np.ndarray]) -> float:

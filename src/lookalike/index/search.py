@@ -370,14 +370,15 @@ class Index:
                 allowed="as many of each",
             )
         try:
-            Items.of(item_ids, labels, attributes)
+            # Copies: whoever gave them may go on to change them.
+            own = [a if a is None else {k: v for k, v in a.items() if v is not None}
+                   for a in attributes]  # fmt: skip
+            Items.of(item_ids, labels, own)
         except (pa.ArrowInvalid, TypeError, AttributeError) as error:
             raise DataError(
                 f"an id, a label or an attribute is no text ({error})",
                 allowed="ids: text; labels: text or None; attributes: texts by their keys, or None",
             ) from None
-        # Whoever gave them may go on to change them.
-        own = [a and {key: text for key, text in a.items() if text is not None} for a in attributes]
         with self._lock:
             self._delta.add(list(item_ids), kept, list(labels), own)
             self._kill(before)

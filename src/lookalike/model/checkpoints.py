@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileType
+
 from lookalike import artifacts
-from lookalike.errors import NO_ROOM, ArtifactError, LookalikeError
+from lookalike.errors import NO_ROOM, DamagedError, LookalikeError
 
 KIND = "checkpoint"
 KEPT = 3
@@ -84,8 +86,10 @@ class Checkpoints:
     def _by_step(self) -> list[artifacts.Artifact]:
         found = []
         for info in artifacts.children(self.root):
+            if info.type != FileType.Directory:
+                continue
             uri = artifacts.join(self.root, info.base_name)
-            with suppress(ArtifactError):  # as one that is damaged elsewhere
+            with suppress(DamagedError):  # as one that is damaged elsewhere
                 if (manifest := artifacts.manifest_at(uri, KIND)) is not None:
                     found.append(artifacts.Artifact(uri, manifest))
         return sorted(found, key=lambda artifact: int(artifact.meta["step"]), reverse=True)

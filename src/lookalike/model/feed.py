@@ -50,8 +50,8 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
                 if together == 1:
                     yield from batches
                     continue
-                while some := list(itertools.islice(batches, together)):
-                    yield tuple(map(np.stack, zip(*some, strict=True)))
+                while few := list(itertools.islice(batches, together)):
+                    yield tuple(map(np.stack, zip(*few, strict=True)))
         except (LookalikeError, OSError) as error:
             unread.append(error)  # TensorFlow gives one of its own for it
             raise

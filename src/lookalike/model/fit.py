@@ -163,7 +163,7 @@ class _Training:
     def run(self, checkpoint: str | None = None) -> Fitted:
         """Train, from a checkpoint's URI on or from the beginning."""
         remote = self.snapshot.remote
-        with artifacts.workbench("cache") if remote else nullcontext() as self.cache:
+        with artifacts.workbench() if remote else nullcontext() as self.cache:
             return self._run(checkpoint)
 
     def _run(self, checkpoint: str | None) -> Fitted:

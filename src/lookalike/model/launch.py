@@ -371,7 +371,7 @@ def _watched(
 
     def watch() -> None:
         nonlocal trouble
-        while not over.is_set():
+        while not over.is_set() or not exchange.said.empty():
             hear()
             show()
             if not seen.silent:
@@ -394,8 +394,7 @@ def _watched(
     finally:
         over.set()
         watcher.join()
-        while not exchange.said.empty():
-            hear()
+        hear()
         show()
 
 

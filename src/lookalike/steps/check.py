@@ -51,9 +51,6 @@ def run(context: Context) -> Checked:
     damaged: list[str] = []
     places = list(_places(context))
     unfinished = [uri for _, uri in places if not _sealed(uri)]
-    if unfinished:
-        committed = _committed(context)
-        unfinished = [uri for uri in unfinished if uri.rsplit("/", 1)[-1] not in committed]
     places = [(kind, uri) for kind, uri in places if uri not in unfinished]
     files = size = 0
 
@@ -68,8 +65,10 @@ def run(context: Context) -> Checked:
     for done, (kind, uri) in enumerate(places, start=1):
         try:
             look(artifacts.open_artifact(uri, kind))
-        except (ArtifactError, OSError) as error:
-            damaged.append(f"{uri}: {error}" if isinstance(error, OSError) else str(error))
+        except ArtifactError as error:
+            damaged.append(str(error))
+        except OSError as error:  # more may be
+            damaged.append(f"{uri} could not be read: {error}")
         context.progress(done, len(places))
     name = context.config.model_name
     try:
@@ -84,6 +83,9 @@ def run(context: Context) -> Checked:
         except (ArtifactError, OSError) as error:
             damaged.append(f"{version}: {error}")
         context.progress(len(places) + done, len(places) + len(releases))
+    for uri in _lost(context, unfinished):
+        unfinished.remove(uri)
+        damaged.append(f"the artefact {uri} is damaged: {artifacts.MANIFEST} is missing")
     return Checked(
         artefacts=len(places) + len(releases),
         files=files,
@@ -111,12 +113,19 @@ def _places(context: Context) -> Iterator[tuple[str, str]]:
         yield from ((checkpoints.KIND, uri) for uri in below(training))
 
 
-def _committed(context: Context) -> set[str]:
-    """Names of artefacts that the newest commits name."""
+def _lost(context: Context, unfinished: list[str]) -> list[str]:
+    """Those folders without a manifest that the newest commits name."""
+    if not unfinished:
+        return []
     from lookalike.lake.retention import newest_commits
 
-    made = [[commit.inputs, commit.outputs] for commit in newest_commits(context.tables)]
-    return {name for name in names_in(made) if artifacts.made_at(name) is not None}
+    try:
+        made = [[commit.inputs, commit.outputs] for commit in newest_commits(context.tables)]
+    except Exception as error:  # noqa: BLE001  whatever keeps Spark from it: files were read
+        context.say(f"The ledger could not be read: {error}")
+        return []
+    names = {name for name in names_in(made) if artifacts.made_at(name) is not None}
+    return [uri for uri in unfinished if uri.rsplit("/", 1)[-1] in names]
 
 
 def _sealed(uri: str) -> bool:

@@ -6,6 +6,7 @@ and what is fitted is the probability that two items share a label at a distance
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from lookalike.model.snapshot import Snapshot
 
 STEP = "train"
+_AWAY = 600.0
+"""Seconds that MLflow is let alone where it did not answer."""
 _TRAINING = "training"
 """The tag of a run that tells what is trained: a training that was killed has one more."""
 
@@ -150,25 +153,28 @@ def _trained(context: Context, run: Run, job: Job) -> Trained:
     from lookalike.model import launch
 
     logged: set[float] = set()
-    away = False
+    again = 0.0
 
     def on_epoch(values: dict[str, float]) -> None:
-        nonlocal away
-        if away:  # each try takes minutes, in which nobody looks after the ranks
+        nonlocal again
+        if time.monotonic() < again:
             return
         try:
             _log_epoch(run, values)
             logged.add(values["epoch"])
         except (MlflowException, OSError):  # no training ends for want of a word
-            away = True
+            # To try takes minutes, in which nobody looks after the ranks.
+            again = time.monotonic() + _AWAY
 
     audience = launch.Audience(progress=context.progress, epoch=on_epoch, say=context.say)
     log = context.log / f"train-{run.run_id}.log"
     try:
         trained = launch.train(job, audience, log)
     finally:
-        with suppress(MlflowException, OSError):  # a cluster's disk goes with it
+        try:  # a cluster's disk goes with it
             run.file(log)
+        except Exception as error:  # noqa: BLE001  each storage has errors of its own
+            context.say(f"MLflow did not take {log}: {error}")
     for epoch in trained.curve:
         if epoch["epoch"] not in logged:  # of a driver that was killed, or not told
             _log_epoch(run, epoch)
