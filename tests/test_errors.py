@@ -27,3 +27,10 @@ def test_an_error_is_found_in_another_processs_traceback() -> None:
     assert type(found) is errors.DataError
     assert str(found) == "k is 3. Lower it."
     assert errors.raised_in("ValueError: no") is None
+
+
+def test_addresses_are_told_without_their_secrets() -> None:
+    assert errors.scrubbed("https://me:word@host/a?sig=1") == "https://***@host/a?***"
+    assert errors.scrubbed("s3://key:secret@bucket/a") == "s3://***@bucket/a"
+    container = "abfss://images@shop.dfs.core.windows.net/a"
+    assert errors.scrubbed(container) == container

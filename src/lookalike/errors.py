@@ -102,5 +102,6 @@ def raised_in(text: str) -> LookalikeError | None:
 
 def scrubbed(text: str) -> str:
     """A text without the users, passwords and signatures of the addresses in it."""
-    text = re.sub(r"(?<=://)[^/?#\s]+@", "***@", text)
+    # What stands there in Azure's addresses is a container's name.
+    text = re.sub(r"(?<!abfs://)(?<!abfss://)(?<!wasbs://)(?<=://)[^/?#\s]+@", "***@", text)
     return re.sub(r"(?<=://)([^\s?'\"]*)\?[^\s'\"]+", r"\1?***", text)

@@ -190,9 +190,8 @@ def test_a_lost_manifest_is_damage_and_what_a_killed_step_left_is_none(
         found = check.run(own)
         hidden.rename(folder / artifacts.MANIFEST)
         assert {*found.unfinished} == {*before.unfinished, str(left)}
-        assert any(
-            f"{folder} is damaged: manifest.json is missing" in said for said in found.damaged
-        )
+        lost = f"the artefact {folder} is damaged: manifest.json is missing"
+        assert lost in found.damaged
     left.rmdir()
     assert check.run(own) == before
 

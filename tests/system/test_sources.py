@@ -235,6 +235,10 @@ def test_a_manifest_of_paths(fresh: Tables, tmp_path: Path) -> None:
     assert rows(fresh, "items")["odd"]["given_split"] == "test"
     assert "odd" not in reasons(fresh)
 
+    # The root, too, may say of which file system it is.
+    assert load(fresh, better.model_copy(update={"root": f"file://{tmp_path}"})).changed == 0
+    assert {"s1", "s2"}.isdisjoint(reasons(fresh))
+
     with pytest.raises(ConfigError, match=r"has no column 'id'.*Allowed: sku, file"):
         load(fresh, data.model_copy(update={"item_id": "id"}))
 

@@ -169,6 +169,11 @@ def test_java_comes_along_where_the_machine_has_none_that_fits(tmp_path: Path) -
     assert "70 in = 69 out + 1 rejected" in " ".join(done.stderr.split())
 
 
+def test_tables_of_a_catalogue_may_have_any_name(spark: SparkSession) -> None:
+    assert Tables(spark, "my-catalog.shop_1").name("items") == "`my-catalog`.`shop_1`.items"
+    assert Tables(spark, "wh/my.tables").name("items").startswith("delta.`file:///")
+
+
 def test_a_recipes_packages_come_beside_deltas() -> None:
     own = f"io.delta:delta-storage:{importlib.metadata.version('delta-spark')}"
     code = f"""

@@ -13,7 +13,8 @@ from pyspark.sql import functions as F
 
 from lookalike.encoder import Encoder
 from lookalike.errors import ContentError
-from lookalike.lake.session import translated
+from lookalike.lake.session import ARROW_ROWS, configured, translated
+from lookalike.lake.sources import sent
 from lookalike.lake.tables import Tables
 
 _BATCH = 64
@@ -59,13 +60,14 @@ def embed(
     encoded = (
         tables.read("contents")
         .select("sha256", "bytes")
-        .join(missing, "sha256")
+        .join(sent(missing, new), "sha256")
         .repartition(tasks, "sha256")
         .mapInArrow(lambda batches: _encoded(batches, encoder_uri, fingerprint), _ENCODED)
         .persist(StorageLevel.DISK_ONLY)
     )
     try:
-        with translated():
+        # Of photos: what a worker holds at a time.
+        with translated(), configured(tables.spark, {ARROW_ROWS: str(_BATCH)}):
             rejected = encoded.where("reason IS NOT NULL")
             bad = rejected.count()
             good = encoded.where("reason IS NULL").select("sha256", "encoder", "vector")

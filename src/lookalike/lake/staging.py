@@ -10,7 +10,9 @@ import pyarrow.dataset
 from pyspark.sql import DataFrame
 
 from lookalike import artifacts
-from lookalike.lake.session import translated
+from lookalike.lake.session import ARROW_ROWS, configured, translated
+
+_MADE_AT_ONCE = "64"
 
 
 @contextmanager
@@ -27,7 +29,8 @@ def record_batches(
     uri = artifacts.join(files, "staging", artifacts.new_name())
     inner, path = artifacts.filesystem(uri)
     try:
-        with translated():
+        # They may be made of photos, in Python.
+        with translated(), configured(rows.sparkSession, {ARROW_ROWS: _MADE_AT_ONCE}):
             rows.write.parquet(artifacts.plain_uri(uri))
         selector = pa.fs.FileSelector(path, recursive=True)
         # Spark numbers its files in the order of the partitions.

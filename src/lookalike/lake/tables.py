@@ -79,8 +79,8 @@ class Tables:
 
     def name(self, table: str) -> str:
         """The table's name in SQL."""
-        if re.fullmatch(r"\w+\.\w+", self.location):
-            return f"{self.location}.{table}"
+        if found := re.fullmatch(r"([^\s/:.`]+)\.([^\s/:.`]+)", self.location):
+            return f"`{found[1]}`.`{found[2]}`.{table}"
         return f"delta.`{artifacts.plain_uri(self.location)}/{table}`"
 
     def ensure(self) -> None:

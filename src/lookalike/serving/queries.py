@@ -125,7 +125,7 @@ def _check_bytes(found: int, limits: Limits) -> None:
 def _vector(value: Any, dim: int) -> np.ndarray:
     try:
         vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ContentError(
             "not_a_vector", "the vector is no list of numbers", allowed=f"{dim} numbers"
         ) from None

@@ -121,7 +121,7 @@ def _lost(context: Context, unfinished: list[str]) -> list[str]:
 
     try:
         made = [[commit.inputs, commit.outputs] for commit in newest_commits(context.tables)]
-    except Exception as error:  # noqa: BLE001  whatever keeps Spark from it: files were read
+    except Exception as error:  # whatever keeps Spark from it: files were read
         context.say(f"The ledger could not be read: {error}")
         return []
     names = {name for name in names_in(made) if artifacts.made_at(name) is not None}

@@ -201,10 +201,6 @@ def _log(context: Context, result: Evaluated) -> None:
     for protocol, measured in result.figures.items():
         for what, values in measured.items():
             run.metrics({f"test_{protocol}/{what}/{name}": v for name, v in values.items()})
-    for what, classes in result.by_class.items():
-        for number, values in enumerate(classes.values()):
-            # Class names may hold what MLflow's metric names may not.
-            run.metrics({f"test_A_class_{number}/{what}/{n}": v for n, v in values.items()})
     run.metrics({"index_recall_at_10": result.index_recall})
     protocols = {f"protocol {p}": PROTOCOLS[p] for p in result.figures}
     run.tags({"index": result.index, **protocols})

@@ -173,7 +173,7 @@ def _trained(context: Context, run: Run, job: Job) -> Trained:
     finally:
         try:  # a cluster's disk goes with it
             run.file(log)
-        except Exception as error:  # noqa: BLE001  each storage has errors of its own
+        except Exception as error:  # each storage has errors of its own
             context.say(f"MLflow did not take {log}: {error}")
     for epoch in trained.curve:
         if epoch["epoch"] not in logged:  # of a driver that was killed, or not told

@@ -19,6 +19,8 @@ from lookalike.errors import DataError
 from lookalike.lake.session import OPEN_COST
 from lookalike.lake.sources import sent
 
+SCHEME = "^[A-Za-z][A-Za-z0-9+.-]*:/+"
+"""How an absolute path begins that says of which file system it is; in Python and in Spark."""
 _FEW = 5_000
 """So many files are read by their names; more by a look through the folder."""
 
@@ -64,7 +66,7 @@ class Files:
     def relative(self) -> Column:
         """The column `path` below the root."""
         # Spark writes a root in its own way ('file:/a' for '/a'), but ends it as we do.
-        root = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:/*", "/", self.location)
+        root = re.sub(SCHEME, "/", self.location)
         inner = root.rstrip("/") + "/"
         start = F.instr("path", inner)
         said = F.concat(F.lit(f"{self.location} is written otherwise in "), "path")

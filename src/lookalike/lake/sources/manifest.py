@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lookalike.config import ManifestData
 from lookalike.errors import ConfigError
 from lookalike.lake.fetch import Limits, fetch
 from lookalike.lake.sources import READ, arrow_schema, sent
-from lookalike.lake.sources.files import Files
+from lookalike.lake.sources.files import SCHEME, Files
 from lookalike.lake.sources.table import Inline, Table, TableSource, digest, listed
 
 
@@ -74,12 +75,13 @@ class ManifestSource(TableSource):
     def _with_files(self, rows: DataFrame) -> DataFrame:
         """With place and source_version of the files that the paths mean."""
         files = self._files
-        root = F.lit(files.location + "/")
+        root = re.sub(SCHEME, "/", files.location) + "/"
         path = F.trim(F.col("content").cast("string"))
-        # 'file:/a', 'file:///a' and '/a' are one; what is below the root is told apart below it.
-        plain = F.regexp_replace(path, "^file:/*", "/")
+        # 'file:/a', 'file:///a' and '/a' are one, as are 'dbfs:/Volumes' and '/Volumes'; what is
+        # below the root is told apart below it.
+        plain = F.regexp_replace(path, SCHEME, "/")
         below = F.when(
-            F.startswith(plain, root), plain.substr(F.lit(len(files.location) + 2), F.length(plain))
+            F.startswith(plain, F.lit(root)), plain.substr(F.lit(len(root) + 1), F.length(plain))
         )
         below = F.coalesce(below, F.regexp_replace(plain, r"^(\./+)+", ""))
         found = files.listing().select(

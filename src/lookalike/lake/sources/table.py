@@ -216,7 +216,9 @@ def listed(rows: DataFrame, source: str) -> DataFrame:
         .when(F.col("source_version").isNull(), "the row has nothing in the column of its content")
     )
     # Rejects are told apart by id, so what has none gets a stand-in.
-    number = F.row_number().over(Window.partitionBy("row").orderBy("position"))
+    # Others have no `row`, and would all be numbered by one task.
+    same = Window.partitionBy(F.coalesce("row", "item_id"))
+    number = F.row_number().over(same.orderBy("position"))
     count = F.when(number > 1, F.concat(F.lit(", "), number.cast("string"))).otherwise("")
     stand_in = F.concat(F.lit("row without id "), "row", count)
     return rows.select(
