@@ -145,7 +145,7 @@ def test_recall_is_that_of_one_query_after_another(naive: Naive) -> None:
     vectors = np.stack([item.vector for item in naive.items.values()]).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     known = len(vectors) - 200
-    plan = Plan("ivf_pq", nlist=60, pq_bytes=1, rerank=1)
+    plan = Plan("ivf_pq", nlist=60, pq_bytes=1, rerank=4)
     built = kinds.empty(plan, "cosine", vectors, np.empty((known, DIM), np.float16))
     built.add(vectors[:known])
     test = planner._Test.of(vectors[known:], Spool(vectors[:known]), known, "cosine", Wishes())
