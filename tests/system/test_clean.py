@@ -191,7 +191,7 @@ def test_a_lost_manifest_is_damage_and_what_a_killed_step_left_is_none(
         hidden.rename(folder / artifacts.MANIFEST)
         assert {*found.unfinished} == {*before.unfinished, str(left)}
         lost = f"the artefact {folder} is damaged: manifest.json is missing"
-        assert lost in found.damaged
+        assert any(said.startswith(lost) for said in found.damaged)
     left.rmdir()
     assert check.run(own) == before
 

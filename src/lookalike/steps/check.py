@@ -85,7 +85,10 @@ def run(context: Context) -> Checked:
         context.progress(len(places) + done, len(places) + len(releases))
     for uri in _lost(context, unfinished):
         unfinished.remove(uri)
-        damaged.append(f"the artefact {uri} is damaged: {artifacts.MANIFEST} is missing")
+        damaged.append(
+            f"the artefact {uri} is damaged: {artifacts.MANIFEST} is missing. Run the step that "
+            "makes it again."
+        )
     return Checked(
         artefacts=len(places) + len(releases),
         files=files,
