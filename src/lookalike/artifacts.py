@@ -296,10 +296,8 @@ def survey(root: str, kind: str) -> Iterator[tuple[str, Manifest | None]]:
     Raises:
         ArtifactError: an artefact of an unknown format, or of another kind.
     """
-    for info in children(root):
-        if info.type == arrow_fs.FileType.Directory:
-            uri = join(root, info.base_name)
-            yield uri, manifest_at(uri, kind)
+    for uri in folders(root):
+        yield uri, manifest_at(uri, kind)
 
 
 def manifest_at(uri: str, kind: str) -> Manifest | None:
@@ -310,13 +308,18 @@ def manifest_at(uri: str, kind: str) -> Manifest | None:
         ArtifactError: of an unknown format, or of another kind.
         OSError: it cannot be read.
     """
-    inner, path = filesystem(uri)
     try:
-        with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
-            raw = json.loads(stream.read())
+        raw = _raw(uri)
     except (FileNotFoundError, ValueError):
         return None
     return _interpreted(uri, kind, raw)
+
+
+def folders(root: str) -> Iterator[str]:
+    """URIs of the folders right below a root, by name."""
+    for info in children(root):
+        if info.type == arrow_fs.FileType.Directory:
+            yield join(root, info.base_name)
 
 
 def children(root: str) -> list[arrow_fs.FileInfo]:
@@ -374,11 +377,15 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(uri: str, kind: str) -> Manifest:
+def _raw(uri: str) -> Any:
     inner, path = filesystem(uri)
+    with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
+        return json.loads(stream.read())
+
+
+def _read_manifest(uri: str, kind: str) -> Manifest:
     try:
-        with inner.open_input_stream(f"{path}/{MANIFEST}") as stream:
-            raw = json.loads(stream.read())
+        raw = _raw(uri)
     except FileNotFoundError:
         raise ArtifactError(
             f"there is no {kind} at {uri}: it has no {MANIFEST}",

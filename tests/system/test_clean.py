@@ -192,6 +192,16 @@ def test_a_lost_manifest_is_damage_and_what_a_killed_step_left_is_none(
         assert {*found.unfinished} == {*before.unfinished, str(left)}
         lost = f"the artefact {folder} is damaged: manifest.json is missing"
         assert any(said.startswith(lost) for said in found.damaged)
+    # What the ledger does not name: a part, which its version does, and a trial.
+    (part, *_) = Path(own.indexes, "parts").iterdir()
+    (trial, *_) = Path(own.searches).glob("*/*/trials/*")
+    for folder, said in ((part, [part.name]), (trial, [])):
+        hidden = (folder / artifacts.MANIFEST).rename(folder / "hidden")
+        found = check.run(own)
+        hidden.rename(folder / artifacts.MANIFEST)
+        assert {*found.unfinished} == {*before.unfinished, str(left), str(folder)}
+        assert [name for name in said if not any(name in words for words in found.damaged)] == []
+        assert bool(found.damaged) == bool(said)
     left.rmdir()
     assert check.run(own) == before
 

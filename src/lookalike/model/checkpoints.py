@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FileType
-
 from lookalike import artifacts
 from lookalike.errors import NO_ROOM, DamagedError, LookalikeError
 
@@ -85,10 +83,7 @@ class Checkpoints:
 
     def _by_step(self) -> list[artifacts.Artifact]:
         found = []
-        for info in artifacts.children(self.root):
-            if info.type != FileType.Directory:
-                continue
-            uri = artifacts.join(self.root, info.base_name)
+        for uri in artifacts.folders(self.root):
             with suppress(DamagedError):  # as one that is damaged elsewhere
                 if (manifest := artifacts.manifest_at(uri, KIND)) is not None:
                     found.append(artifacts.Artifact(uri, manifest))

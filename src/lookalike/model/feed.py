@@ -70,7 +70,7 @@ def stream(snapshot: Snapshot, shard: Shard, augment: Augment, epoch: int, start
     if some:
         data = data.unbatch()
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # which would put its own error around ours
     def changed(
         pixels: tf.Tensor, classes: tf.Tensor, repeated: tf.Tensor, number: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
