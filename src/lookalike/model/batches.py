@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Shard:
         seed: of the order of blocks and the draws.
         buffer_items: images held to draw from; at least those of a block and of two batches.
         with_ids: whether batches name their items.
-        threads: that decode files.
+        threads: that decode files, where the batch that is asked for is not ready the caller too.
         grouped: whether a batch's classes come from one group where they can.
         cache: local folder that blocks are kept in from one epoch to the next, for remote ones.
         cache_bytes: about what it may grow to.
@@ -156,8 +156,10 @@ class _Buffer:
         self._columns = [CLASS_ID, COUNT, PIXELS, *([] if raw else [LENGTHS])]
         self._columns += [ITEM_IDS] if shard.with_ids else []
         self._blocks: Iterator[Any] = iter(())
-        self._threads = ThreadPoolExecutor(shard.threads)
-        # Threads decode files while other batches are at work; to copy pixels is quicker.
+        # Files are decoded while others are read, by threads and by who waits for a batch; to
+        # copy pixels is quicker.
+        self._threads = ThreadPoolExecutor(max(1, shard.threads - 1))
+        self._undecoded: deque[tuple[list[bytes], Future[np.ndarray]]] = deque()
         self.ahead = 0 if raw else 1 + shard.threads
 
     def __enter__(self) -> _Buffer:
@@ -193,8 +195,27 @@ class _Buffer:
             batch = Batch(self._images[move.slots], classes, ids, move.repeated)
             return lambda: batch
         files = [self._images[slot] for slot in move.slots]
-        pixels = self._threads.submit(self._snapshot.decoded, files)
-        return lambda: Batch(pixels.result(), classes, ids, move.repeated)
+        pixels: Future[np.ndarray] = Future()
+        self._undecoded.append((files, pixels))
+        self._threads.submit(self._decode)
+        return lambda: Batch(self._awaited(pixels), classes, ids, move.repeated)
+
+    def _decode(self) -> bool:
+        """Decode the next batch that nobody has begun; whether there was one."""
+        try:
+            files, pixels = self._undecoded.popleft()
+        except IndexError:
+            return False
+        try:
+            pixels.set_result(self._snapshot.decoded(files))
+        except Exception as error:  # for who asks for the batch
+            pixels.set_exception(error)
+        return True
+
+    def _awaited(self, pixels: Future[np.ndarray]) -> np.ndarray:
+        while not pixels.done() and self._decode():
+            pass
+        return pixels.result()
 
     def _put(self, block: Any, images: np.ndarray, slots: np.ndarray) -> None:
         if isinstance(self._images, np.ndarray):
