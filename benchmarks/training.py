@@ -7,8 +7,8 @@ Images of 28 x 28, batches of 10 x 8, the network and the loss of the demo, one 
 - bare: a tf.function over the same network, loss and optimiser, batches in memory;
 - fit: `lookalike`'s training in one process, from a snapshot;
 - auto: the same in the precision that `train.precision: auto` takes on this machine;
-- 1 rank, 2 ranks: `fit` as Horovod ranks, also with batches of 10 x 32: gradients are as many for
-  many images as for few;
+- 1 rank, 2 ranks: `fit` as Horovod ranks, also with batches of 10 x 32, for gradients are as many
+  of many images as of few, and with images of 64 x 64 x 3 (the same, enlarged) as photos have;
 - beside: two of `fit` at once that know nothing of one another: what two ranks could reach at most
   on this machine, whose cores share caches, memory and clock.
 
@@ -30,6 +30,7 @@ from typing import Any
 
 from _figures import Figures, asked, in_process
 from _snapshots import clothes, write_snapshot
+from PIL import Image
 
 from lookalike.config import Train
 from lookalike.images import Preprocessing
@@ -38,6 +39,8 @@ from lookalike.planning import BatchShape
 SAMPLE = Path(__file__).parents[1] / "data" / "fashion-mnist-sample"
 BATCH = BatchShape(10, 8)
 LARGE = BatchShape(10, 32)
+ENLARGED = Preprocessing(64, 3)
+SMALL = "small"
 EPOCHS = 4
 SEED = 1
 
@@ -52,7 +55,8 @@ def main() -> None:
         kind, folder = given.one
         print(json.dumps(_KINDS[kind](Path(folder))))
         return
-    kinds = ("bare", "fit", "auto", "beside", "one", "two", "one large", "two large")
+    kinds = ("bare", "fit", "auto", "beside", "one", "two",
+             "one large", "two large", "one enlarged", "two enlarged")  # fmt: skip
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), given.items)
@@ -68,8 +72,9 @@ def main() -> None:
     figures.add("fit / bare loop, images/s", ratio("fit", "bare"), "x", 0.95, "higher")
     figures.add("one Horovod rank / fit", ratio("one", "fit"), "x", 0.97, "higher")
     figures.add("two ranks / one, each rank", ratio("two", "one") / 2, "x", 0.85, "higher")
-    large = ratio("two large", "one large") / 2
-    figures.add("the same, batches of 10 x 32", large, "x", None, "higher")
+    for name, what in (("large", "batches of 10 x 32"), ("enlarged", "images of 64 x 64 x 3")):
+        each = ratio(f"two {name}", f"one {name}") / 2
+        figures.add(f"the same, {what}", each, "x", None, "higher")
     beside = ratio("beside", "fit") / 2
     figures.add("two processes that share nothing / one, each", beside, "x", None, "higher")
     figures.add("two ranks / two such processes", ratio("two", "beside"), "x", None, "higher")
@@ -113,7 +118,7 @@ def _bare(folder: Path) -> dict[str, float]:
 
     train = _train()
     process.set_up(train)
-    snapshot = Snapshot.open(str(folder))
+    snapshot = Snapshot.open(str(folder / SMALL))
     shard = Shard(0, 1, BATCH, SEED, 10**6)
     batches = [
         (tf.constant(b.pixels), tf.constant(b.classes)) for b in epoch_batches(snapshot, shard, 0)
@@ -145,7 +150,7 @@ def _fit(folder: Path, precision: str = "float32") -> dict[str, float]:
     from lookalike.model.ranks import Ranks
 
     train = _train().model_copy(update={"precision": precision})
-    return _fitted(str(folder), Ranks(), train)
+    return _fitted(str(folder / SMALL), Ranks(), train)
 
 
 def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
@@ -160,7 +165,9 @@ def _fitted(folder: str, ranks: Any, train: Train) -> dict[str, float]:
     }
 
 
-def _ranks(folder: Path, count: int, batch: BatchShape = BATCH) -> dict[str, float]:
+def _ranks(
+    folder: Path, count: int, batch: BatchShape = BATCH, images: str = SMALL
+) -> dict[str, float]:
     from horovod.spark import run
 
     from lookalike.config import Spark
@@ -172,7 +179,7 @@ def _ranks(folder: Path, count: int, batch: BatchShape = BATCH) -> dict[str, flo
         return fitted(place, Ranks.all(), train)
 
     open_session(Spark(master=f"local[{count}]"), "benchmark")
-    fitted, place, train = _fitted, str(folder), _train(count, batch)
+    fitted, place, train = _fitted, str(folder / images), _train(count, batch)
     found: dict[str, float] = run(rank, num_proc=count, use_gloo=True, verbose=0)[0]
     return found
 
@@ -215,7 +222,7 @@ def _start(folder: Path) -> dict[str, float]:
         fit.fit(Snapshot.open(place), train, SEED, ranks, First())
         return moments
 
-    place, train = str(folder), _train(2).model_copy(update={"epochs": 1})
+    place, train = str(folder / SMALL), _train(2).model_copy(update={"epochs": 1})
     asked = time.time()
     started, imported, joined, stepped = run(rank, num_proc=2, use_gloo=True, verbose=0)[0]
     return {
@@ -238,14 +245,20 @@ _KINDS = {
     "two": lambda folder: _ranks(folder, 2),
     "one large": lambda folder: _ranks(folder, 1, LARGE),
     "two large": lambda folder: _ranks(folder, 2, LARGE),
+    "one enlarged": lambda folder: _ranks(folder, 1, images="enlarged"),
+    "two enlarged": lambda folder: _ranks(folder, 2, images="enlarged"),
     "start": _start,
 }
 
 
 def _write(folder: Path, count: int) -> None:
     pixels, labels = clothes(count)
-    files = [image.tobytes() for image in pixels]
-    write_snapshot(folder, files, labels, Preprocessing(28, 1), LARGE, "raw", validation=500)
+    small = [image.tobytes() for image in pixels]
+    write_snapshot(folder / SMALL, small, labels, Preprocessing(28, 1), LARGE, "raw", 500)
+    side = (ENLARGED.size, ENLARGED.size)
+    few = pixels[: count // 4]
+    large = [Image.fromarray(image).resize(side).convert("RGB").tobytes() for image in few]
+    write_snapshot(folder / "enlarged", large, labels[: len(few)], ENLARGED, BATCH, "raw", 500)
 
 
 if __name__ == "__main__":

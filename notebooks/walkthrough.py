@@ -196,8 +196,8 @@ print(indexed.words)
 evaluated = evaluate.run(context)
 print(evaluated.words)
 
-picture = artifacts.join(evaluated.report, "neighbours.png")
-if IN_NOTEBOOK:
+picture = evaluated.picture  # None where items are vectors
+if IN_NOTEBOOK and picture is not None:
     from IPython.display import Image, display
 
     files, path = artifacts.filesystem(picture)

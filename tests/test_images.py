@@ -23,6 +23,15 @@ def test_png_of_pixels_decodes_to_the_same_pixels() -> None:
     assert decode(images.encode_png(pixels), GREY)[:, :, 0].tolist() == pixels.tolist()
 
 
+@pytest.mark.parametrize(("largest", "size"), [(None, (40, 20)), (40, (40, 20)), (10, (10, 5))])
+def test_png_of_a_file_is_no_larger_than_asked_for(
+    largest: int | None, size: tuple[int, int]
+) -> None:
+    file = file_of(Image.fromarray(np.full((20, 40, 3), 9, np.uint8)), "JPEG")
+    with Image.open(io.BytesIO(images.to_png(file, largest))) as png:
+        assert (png.format, png.size) == ("PNG", size)
+
+
 EXIF = Image.Exif()
 EXIF[0x0112] = 3  # turned by 180 degrees
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'

@@ -32,6 +32,7 @@ def test_words_become_parts_and_others_stand_for_themselves() -> None:
         ({"uniform": 3}, "uniform: 3 is no list"),
         ({"uniform": [1]}, "are not two numbers"),
         ({"uniform": [1, "2"]}, "are not two numbers"),
+        ({"log_uniform": ["1e-4", 0.1]}, "are not two numbers.*write 1.0e-4"),
         ({"uniform": [False, True]}, "are not two numbers"),
         ({"uniform": [1, 1]}, "from 1 to 1, not upwards"),
         ({"int": [1, 2.5]}, "are not two whole numbers"),

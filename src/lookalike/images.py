@@ -163,11 +163,22 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def to_png(data: bytes) -> bytes:
-    """An image file of any supported format as an upright PNG."""
+def to_png(data: bytes, largest: int | None = None) -> bytes:
+    """An image file of any supported format as an upright PNG.
+
+    Args:
+        data: the file's bytes.
+        largest: of width and height in pixels, beyond which it is made smaller, its aspect kept.
+
+    Raises:
+        ImageError: as `decode`.
+    """
     image = _upright(data)
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    if largest is not None:
+        image.thumbnail((largest, largest), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -128,7 +128,8 @@ def _worded(word: str, given: Value) -> Part:
     kinds = (int,) if whole else (int, float)
     if len(given) != 2 or not all(type(number) in kinds for number in given):
         numbers = "whole numbers" if whole else "numbers"
-        raise ValueError(f"{word}: {list(given)!r} are not two {numbers}")
+        hint = ". YAML reads 1e-4 as text: write 1.0e-4" if str in map(type, given) else ""
+        raise ValueError(f"{word}: {list(given)!r} are not two {numbers}{hint}")
     first, second = given
     if word == Normal.WORD:
         if not second > 0:

@@ -43,6 +43,7 @@ def test_shipped_recipes_are_valid_and_open_with_what_they_cost(recipe: Path) ->
             "tune.parallelism=3,tune.trials=9",
             r"tune.parallelism = 3 is more than the 2 tasks.*1 to 2",
         ),
+        ("mlflow.model=shop/boots", r"no model of the name 'shop/boots'.*without / and :"),
         ("train.ranks=3", r"train.ranks = 3 is more than the 2 tasks.*1 to 2"),
         ("train.classes_per_batch=11", r"train.classes_per_batch = 11 .*10 classes.*2 to 10"),
         ("tune.parallelism=2,tune.trials=5", r"parallelism = 2 for trials = 5: tpe learns.*1 to 1"),

@@ -197,7 +197,7 @@ def test_triplets_by_hand(mining: str) -> None:
     assert value(-120) == 0
 
 
-@pytest.mark.parametrize("loss", LOSSES[2:8:2], ids=str)
+@pytest.mark.parametrize("loss", LOSSES[2:9:2], ids=str)
 def test_anchors_without_positive_or_negative_ask_for_nothing(loss: Loss) -> None:
     import tensorflow as tf
 

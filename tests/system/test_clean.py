@@ -291,7 +291,7 @@ def ask(way: Way, answer: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_was_removed_is_made_again(copy: Way, context: Context, seen: Seen) -> None:
-    """An index version, and an encoder's vectors."""
+    """An index version, a part of one, and an encoder's vectors."""
     own = opened(copy, context)
     version = seen.first["index"]["version"]
     artifacts.remove(artifacts.join(own.indexes, "versions", version))
@@ -299,6 +299,11 @@ def test_what_was_removed_is_made_again(copy: Way, context: Context, seen: Seen)
     assert made.version != version
     assert not made.unchanged
     assert index.run(own) == made.model_copy(update={"unchanged": True})
+    found = artifacts.open_artifact(f"{own.indexes}/versions/{made.version}", "index")
+    artifacts.remove(f"{own.indexes}/parts/{found.meta['parts'][0]}")
+    made = index.run(own)
+    assert made.version != found.name
+    assert not made.unchanged
     assert embed_step.run(own).unchanged
     retention.forget(own.tables, made.encoder)
     embedded = embed_step.run(own)

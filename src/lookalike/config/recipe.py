@@ -79,6 +79,11 @@ class Config(Model):
                 f"tune.trials = {self.tune.trials}, but tune.space names nothing to search. Name "
                 "keys of train in it, or set tune.trials to 0"
             )
+        if any(sign in self.model_name for sign in "/:"):
+            raise ValueError(
+                f"MLflow takes no model of the name {self.model_name!r}. Allowed: names without / "
+                "and :. Set mlflow.model, or another name"
+            )
         self._check_classes(self.train)
         for train in trainings(self.tune, self.train):
             self._check_classes(train)

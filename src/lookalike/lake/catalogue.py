@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 
 from lookalike.columns import FAMILY, TEST, UNSEEN
 from lookalike.errors import ImageError
-from lookalike.images import Preprocessing, decode_all, thumbnail
+from lookalike.images import Preprocessing, decode_all, thumbnail, to_png
+from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.splits import families
 from lookalike.lake.tables import Tables
 
@@ -124,13 +125,23 @@ def labelled_contents(
     return chosen.orderBy("item_id").select("label", "bytes")
 
 
-def originals(tables: Tables, item_ids: list[str], items_version: int) -> dict[str, bytes]:
-    """The original bytes of a few items."""
+def pictures(
+    tables: Tables, item_ids: list[str], items_version: int, largest: int
+) -> dict[str, bytes]:
+    """The images of a few items as PNG files, at most `largest` pixels wide and high."""
     few = tables.read("items", items_version).where(F.col("item_id").isin(item_ids))
     rows = few.select("item_id", "sha256").join(tables.read("contents"), "sha256")
-    return {
-        row["item_id"]: bytes(row["bytes"]) for row in rows.select("item_id", "bytes").collect()
-    }
+    rows = rows.select("item_id", "bytes")
+
+    def small(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            files = [to_png(data, largest) for data in batch["bytes"].to_pylist()]
+            yield pa.record_batch([batch["item_id"], pa.array(files, pa.binary())], ["id", "png"])
+
+    # On the workers: a photo has megabytes.
+    with translated(), configured(tables.spark, {ARROW_ROWS: "4"}):
+        found = rows.mapInArrow(small, "id string, png binary").collect()
+    return {row["id"]: bytes(row["png"]) for row in found}
 
 
 def some_ids(tables: Tables, fingerprint: str, items_version: int, count: int) -> list[str]:

@@ -15,9 +15,9 @@ from lookalike.model.augmentation import augmented
 from lookalike.model.batches import Shard, epoch_batches
 from lookalike.model.snapshot import Snapshot
 
-_TOGETHER = 2**17
-"""Bytes of pixels that TensorFlow gets at once where batches are smaller: its calls of Python take
-longer than they do."""
+_TOGETHER = 2**20
+"""Bytes of pixels that TensorFlow gets at once where batches are smaller: to wake another thread
+takes longer than they do."""
 Batches = Generator[tuple[tf.Tensor, tf.Tensor, tf.Tensor], None, None]
 
 

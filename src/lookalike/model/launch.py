@@ -261,14 +261,18 @@ def _named(epoch: Any) -> dict[str, float]:
 
 def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
     from lookalike import encoder
-    from lookalike.metrics import calibrate
+    from lookalike.metrics import calibrate, has_pairs
     from lookalike.model import export
 
+    # Validation is a sample: of many classes of a few items it may be one of each.
+    calibration = None
+    if has_pairs(fitted.classes):
+        calibration = calibrate(fitted.after, fitted.classes, job.seed)
     specification = encoder.Specification(
         preprocessing=snapshot.preprocessing,
         metric="cosine",
         dim=job.train.embedding_size,
-        calibration=calibrate(fitted.after, fitted.classes, job.seed),
+        calibration=calibration,
     )
     scores = {name: getattr(fitted.scores, name) for name in fitted.scores.METRICS}
     # What it was, where the recipe leaves it to the machine.

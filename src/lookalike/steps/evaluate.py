@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lookalike import artifacts, images, metrics
+from lookalike import artifacts, metrics
 from lookalike.columns import TEST
 from lookalike.encoder import Encoder
 from lookalike.errors import DataError
@@ -23,6 +23,7 @@ STEP = "evaluate"
 REPORT = "report"
 PICTURE = "neighbours.png"
 _RAW_SIZE = 32  # raw pixels are compared at this size at most
+_LARGEST = 256  # pixels of a side of the photos that are shown, where the encoder takes no larger
 
 
 class Evaluated(Result):
@@ -167,7 +168,7 @@ def _keep_queries(context: Context, sample: Sample, folder: Path, items_version:
     path = folder / PICTURE
     pictures = _draw(context, sample, sample.pixels, rows, items_version, path)
     for row, name in names.items():
-        (queries / f"{name}.png").write_bytes(images.to_png(pictures[int(row)]))
+        (queries / f"{name}.png").write_bytes(pictures[int(row)])
 
 
 def _draw(
@@ -188,7 +189,9 @@ def _draw(
         (found,) = metrics.nearest(*units, report.NEIGHBOURS)
         columns[what] = gallery[found[1]]
     shown = np.unique(np.concatenate([rows, *(c.ravel() for c in columns.values())]))
-    files = catalogue.originals(context.tables, sample.item_ids[shown].tolist(), items_version)
+    ids = sample.item_ids[shown].tolist()
+    largest = max(_LARGEST, context.config.images.size)
+    files = catalogue.pictures(context.tables, ids, items_version, largest)
     pictures = {int(row): files[sample.item_ids[row]] for row in shown}
     report.draw_neighbours(rows, columns, pictures, sample.labels, path)
     return pictures

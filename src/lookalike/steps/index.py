@@ -6,9 +6,10 @@ from typing import Any
 
 from lookalike import artifacts
 from lookalike.encoder import Encoder
-from lookalike.errors import LookalikeError
+from lookalike.errors import ArtifactError, LookalikeError
 from lookalike.index import Plan, Wishes, build
 from lookalike.index.build import VERSION
+from lookalike.index.reading import parts_of
 from lookalike.steps import plan_picture, train
 from lookalike.steps.context import Context, Result
 
@@ -64,7 +65,12 @@ def run(context: Context) -> Indexed:
     places = artifacts.join(context.indexes, "versions")
 
     def whole(made: dict[str, Any]) -> bool:
-        return artifacts.exists(artifacts.join(places, made["version"]), VERSION)
+        try:
+            version = artifacts.open_artifact(artifacts.join(places, made["version"]), VERSION)
+            parts_of(context.indexes, version)
+        except ArtifactError:
+            return False
+        return True
 
     if last := ledger.find(STEP, inputs, whole):
         return Indexed(**last.outputs | {"unchanged": True})

@@ -71,7 +71,7 @@ def draw_neighbours(
             spine.set_color(colour)
             spine.set_linewidth(2)
         if title:
-            axes.set_title(title, fontsize=7, pad=2, color=colour)
+            axes.set_title(title, fontsize=7, pad=2, color=colour, parse_math=False)
         return axes
 
     for line, query in enumerate(rows):
