@@ -173,8 +173,7 @@ def to_png(data: bytes, largest: int | None = None) -> bytes:
     Raises:
         ImageError: as `decode`.
     """
-    image = _upright(data)
-    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    image = _grey_or_rgb(data)
     if largest is not None:
         image.thumbnail((largest, largest), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -198,8 +197,7 @@ def thumbnail(data: bytes, size: int) -> bytes:
     Raises:
         ImageError: as `decode`.
     """
-    image = _upright(data)
-    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    image = _grey_or_rgb(data)
     image.thumbnail((size, size), reducing_gap=2.0)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80)
@@ -250,6 +248,12 @@ def _upright(data: bytes) -> Image.Image:
             remedy="Replace the file",
         ) from error
     return image
+
+
+def _grey_or_rgb(data: bytes) -> Image.Image:
+    """Upright, in a mode that PNG and JPEG both keep."""
+    image = _upright(data)
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def _as_it_is(
