@@ -92,6 +92,20 @@ def test_cheap_damage_is_found_on_opening(committed, damage, said: str) -> None:
         artifacts.open_artifact(committed.uri, "encoder")
 
 
+def test_what_cannot_be_read_is_not_taken_for_lost(committed: artifacts.Artifact) -> None:
+    """A step that took it so would do again what is done."""
+    path = Path(committed.uri) / "manifest.json"
+    path.rename(path.with_suffix(".aside"))
+    assert not artifacts.exists(committed.uri, "encoder")
+    path.mkdir()
+    with pytest.raises(OSError, match=r"manifest\.json"):
+        artifacts.exists(committed.uri, "encoder")
+    path.rmdir()
+    path.with_suffix(".aside").rename(path)
+    assert artifacts.exists(committed.uri, "encoder")
+    assert not artifacts.exists(f"{path}/below", "encoder")
+
+
 def test_a_manifest_that_was_written_in_is_refused(committed: artifacts.Artifact) -> None:
     path = Path(committed.uri) / "manifest.json"
     raw = path.read_bytes()

@@ -68,6 +68,22 @@ def test_a_run_that_was_killed_is_gone_on_with_or_abandoned(tmp_path: Path) -> N
     assert statuses(alone) == ["KILLED"]
 
 
+def test_what_is_gone_on_with_is_where_it_is_logged(tmp_path: Path) -> None:
+    tracking = Tracking.of(str(tmp_path), "x", None)
+    with tracking.run("model") as run:
+        pass
+    assert tracking.going_on(run.run_id) == run
+    tracking.client.delete_run(run.run_id)
+    elsewhere = Tracking.of(str(tmp_path / "other"), "x", None)
+    for server in (tracking, elsewhere):
+        new = server.going_on(run.run_id)
+        assert new.run_id != run.run_id
+        new.metrics({"m": 1})
+        found = server.client.get_run(new.run_id)
+        assert found.info.status == "FINISHED"
+        assert found.data.metrics == {"m": 1}
+
+
 def test_what_a_killed_process_left_open_is_found_by_its_tag(tmp_path: Path) -> None:
     tracking = Tracking.of(str(tmp_path), "x", None)
     runs = [tracking.start(f"run {i}") for i in range(3)]

@@ -240,8 +240,9 @@ def open_artifact(uri: str, kind: str) -> Artifact:
     """Open an artefact: what is cheap is checked, the manifest and the size of each file.
 
     Raises:
-        ArtifactError: not there, unreadable, of another kind or an unknown format, or a file that
-            is missing or of another size.
+        ArtifactError: not there, of another kind or an unknown format, or a file that is missing
+            or of another size.
+        OSError: it cannot be read, which says nothing of what it is.
     """
     manifest = _read_manifest(uri, kind)
     inner, path = filesystem(uri)
@@ -280,7 +281,11 @@ def verify(artifact: Artifact, uris: Collection[str] | None = None) -> None:
 
 
 def exists(uri: str, kind: str) -> bool:
-    """Whether a whole artefact of this kind is there."""
+    """Whether a whole artefact of this kind is there.
+
+    Raises:
+        OSError: it cannot be read. To make it again would be hours of work for a bad moment.
+    """
     try:
         open_artifact(uri, kind)
     except ArtifactError:
@@ -386,12 +391,12 @@ def _raw(uri: str) -> Any:
 def _read_manifest(uri: str, kind: str) -> Manifest:
     try:
         raw = _raw(uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"there is no {kind} at {uri}: it has no {MANIFEST}",
             remedy="Run the step that makes it again",
         ) from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise _damaged(uri, f"{MANIFEST} cannot be read ({error})") from error
     return _interpreted(uri, kind, raw)
 
@@ -420,5 +425,5 @@ def _interpreted(uri: str, kind: str, raw: Any) -> Manifest:
 def _damaged(uri: str, what: str) -> DamagedError:
     return DamagedError(
         f"the artefact {uri} is damaged: {what}",
-        remedy="Run the step that makes it again",
+        remedy="Remove it, and run the step that makes it again",
     )

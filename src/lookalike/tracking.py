@@ -156,6 +156,15 @@ class Tracking:
         finally:
             run.end(status)
 
+    def going_on(self, run_id: str) -> Run:
+        """A run that has ended, to log more to; a new one that has, where this server has it not:
+        the recipe has come to name another, or somebody deleted the run."""
+        if self.has(run_id):
+            return Run(self, run_id)
+        run = self.start("model")
+        run.end(RunStatus.FINISHED)
+        return run
+
     def has(self, run_id: str) -> bool:
         """Whether a run is there, and not deleted."""
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lookalike import config
+from lookalike.config import Train
 from lookalike.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[2] / "conf").glob("*.yaml"))
@@ -110,6 +111,15 @@ def test_what_may_hold_secrets_is_not_recorded() -> None:
     assert "hunter2" not in str(loaded.recorded())
     remote = config.load(DEMO, ["warehouse.tables=s3://key:hunter2@bucket/t"]).recorded()
     assert remote["warehouse"]["tables"] == "s3://***@bucket/t"
+
+
+def test_where_training_starts_from_is_recorded_without_secrets() -> None:
+    addresses = [f"s3://key:{secret}@shop/encoders/1" for secret in ("hunter2", "other")]
+    one, other = (Train(init_from=address) for address in addresses)
+    for kept in (one.recorded(), one.mathematics()):
+        assert kept["init_from"] == "s3://***@shop/encoders/1"
+    assert one.mathematics() == other.mathematics()  # a new key trains nothing anew
+    assert one.init_from == addresses[0]
 
 
 def test_what_may_hold_secrets_is_not_echoed() -> None:

@@ -371,3 +371,64 @@ def test_a_training_starts_from_an_encoders_weights(
     again = fit.fit(snapshot, small(init_from=uri, epochs=1), 2, Ranks())
     assert np.abs(again.before - first.after).max() <= 1e-5
     assert np.abs(fit.fit(snapshot, small(epochs=1), 2, Ranks()).before - first.after).max() > 0.1
+
+
+def test_what_a_recipe_says_is_what_is_trained(make_snapshot: Callable[..., str]) -> None:
+    """Each value alone gives other weights than none does; the same again the same ones."""
+    from lookalike.model import fit, process
+    from lookalike.model.ranks import Ranks
+
+    snapshot = Snapshot.open(make_snapshot([40] * 5, BatchShape(5, 4), blocks=4))
+
+    def trained(**values: object) -> list[np.ndarray]:
+        train = small(epochs=1, deterministic=True, **values)
+        process.set_determinism(train)
+        weights: list[np.ndarray] = fit.fit(snapshot, train, 1, Ranks()).network.get_weights()
+        return weights
+
+    def apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+        return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
+
+    plain = trained()
+    assert apart(trained(buffer_mb=300, checkpoint_steps=3, silence=60), plain) == 0
+    for values in (
+        {"ema": 0.9},
+        {"clip_norm": 0.01},
+        {"weight_decay": 0.5},
+        {"warmup": 0.5},
+        {"augment": {"flip": True}},
+        {"augment": {"shift": 3}},
+        {"augment": {"erase": 1.0}},
+        {"augment": {"colour": 0.3}},
+        {"auxiliary": {"weight": 0.5}},
+        {"loss": {"epsilon": 0.9}},
+    ):
+        assert apart(trained(**values), plain) > 1e-4, values
+
+
+def test_how_batches_are_read_and_normalised_is_the_recipes(
+    make_snapshot: Callable[..., str],
+) -> None:
+    import tensorflow as tf
+
+    from lookalike.model import fit
+    from lookalike.model.progress import Watcher
+    from lookalike.model.ranks import Ranks
+
+    groups = ["a", "a", "a", "b", "b"]
+    uri = make_snapshot([40] * 5, BatchShape(2, 4), blocks=4, groups=groups)
+    values = {"network": "compact_resnet", "classes_per_batch": 2, "buffer_mb": 3, "cache_mb": 7}
+    for also in ({}, {"group_by": "kind", "sync_batch_norm": True}):
+        training = fit._Training(
+            Snapshot.open(uri), small(**values, **also), 5, Ranks(), Watcher(), None,
+            Budget(epochs=1),
+        )  # fmt: skip
+        shard = training._shard()
+        assert (shard.seed, shard.batch) == (5, BatchShape(2, 4))
+        assert shard.buffer_items == 3 * 2**20 // 256
+        assert shard.cache_bytes == 7 * 2**20
+        assert shard.grouped == bool(also)
+        normal = [layer for layer in training.network.submodules
+                  if isinstance(layer, tf.keras.layers.BatchNormalization)]  # fmt: skip
+        assert normal
+        assert {layer.fused for layer in normal} == {not also}

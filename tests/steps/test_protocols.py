@@ -133,3 +133,18 @@ def test_recall_counts_what_an_index_misses(tmp_path: Path) -> None:
     other = indexed(Sample(**vars(given) | {"vectors": moved}), tmp_path / "other")
     assert index_recall(given, other) == pytest.approx(float(np.mean(shares)))
     assert float(np.mean(shares)) < 0.9
+
+
+def test_equal_vectors_are_not_told_apart(tmp_path: Path) -> None:
+    """More than ten items are as near as the tenth; which of them an index finds is its own."""
+    given = sample(())
+    few = Sample(**vars(given) | {"vectors": given.vectors[np.arange(COUNT) % 4]})
+    backwards = Sample(**{name: value[::-1] if isinstance(value, np.ndarray) else value
+                          for name, value in vars(few).items()})  # fmt: skip
+    index = indexed(few, tmp_path)
+    found = index.search(few.vectors[few.test], 10, index.among(few.item_ids[~few.test].tolist()))
+    gallery = backwards.item_ids[~backwards.test]
+    nearest = [str(gallery[np.argmax(backwards.vectors[~backwards.test] @ query)])
+               for query in few.vectors[few.test]]  # fmt: skip
+    assert set(nearest) - set(found.ids)
+    assert index_recall(backwards, index) == 1.0

@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from support import QUICK, command, killed
 
 from lookalike import artifacts, config
-from lookalike.errors import DataError, GateError, LookalikeError
+from lookalike.errors import ArtifactError, DataError, GateError, LookalikeError
 from lookalike.serving import registry
 from lookalike.serving import release as serving
 from lookalike.serving.release import load_champion
@@ -344,6 +344,36 @@ def test_the_command_line(opened: Opened) -> None:
     refused = command("promote", "99", *conf)
     assert refused.returncode == 3
     assert "never passed the gate" in refused.stderr
+
+
+def test_a_champion_whose_files_are_lost_is_no_reason_to_pass(opened: Opened) -> None:
+    context = opened("index.kind=hnsw", "serving.max_k=60")
+    before = aliases(context)
+    decided = release.commits(context)
+    indexed = decided[0].outputs["index"]
+    manifest = Path(context.indexes) / "versions" / indexed / artifacts.MANIFEST
+    manifest.rename(manifest.with_suffix(".lost"))
+    try:
+        with pytest.raises(ArtifactError, match=r"champion, version \d+, cannot be compared with"):
+            release.run(context)
+    finally:
+        manifest.with_suffix(".lost").rename(manifest)
+    assert aliases(context) == before
+    assert release.commits(context) == decided
+
+
+def test_runs_that_mlflow_has_lost_hold_up_no_release(opened: Opened, tmp_path: Path) -> None:
+    """Another server is named; neither the evaluation's run nor the training's is there."""
+    elsewhere = f"mlflow.tracking_uri=sqlite:///{tmp_path}/other.db"
+    registered = f"mlflow.registry_uri={opened().tracking.models}"
+    context = opened(elsewhere, registered, "evaluate.queries=200", "serving.max_k=70")
+    evaluated = evaluate.run(context)
+    assert context.tracking.has(evaluated.run_id)
+    assert not context.tracking.has(context.ledger.need("train").outputs["run_id"])
+    made = release.run(context)
+    assert isinstance(made, Released)
+    assert aliases(context)["champion"] == made.number
+    assert len(answers(context)) == 3
 
 
 def test_a_champion_that_cannot_be_measured_any_more(opened: Opened) -> None:

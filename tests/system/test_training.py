@@ -219,6 +219,16 @@ def test_no_room_for_the_encoder_is_told_and_not_tried_again(
     assert full.said == []
 
 
+def test_a_batch_that_memory_cannot_hold_is_told(job: Callable[..., Job]) -> None:
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.ResourceExhaustedError) as raised:
+        tf.zeros([2**46], tf.uint8)
+    told = launch._ours(job("greedy"), raised.value)
+    assert re.match(r"5 x 4 images are more than the memory of .* Lower train.classes", str(told))
+    assert launch._ours(job("broken"), ValueError("anything else")) is None
+
+
 _DRIVER = """
 import pickle, sys
 from pathlib import Path

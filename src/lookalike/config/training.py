@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from lookalike.config.fields import Model, Positive, Share
 from lookalike.config.keys import put
 from lookalike.config.losses import Auxiliary, Loss, MultiSimilarity
 from lookalike.config.refusals import validated
+from lookalike.errors import scrubbed
 from lookalike.planning import BatchShape
 
 Dimension = Annotated[int, Field(ge=2, le=4096)]
@@ -134,7 +136,12 @@ class Train(Model):
             left_out.add("detail")
         source = network_source(self.network)
         own = {} if source is None else {"network_source": source}
-        return self.model_dump(mode="json", exclude=left_out) | own
+        return {k: v for k, v in self.recorded().items() if k not in left_out} | own
+
+    def recorded(self) -> dict[str, Any]:
+        """What is kept of it where others read: without secrets that an address may hold."""
+        recorded: dict[str, Any] = json.loads(scrubbed(self.model_dump_json()))
+        return recorded
 
 
 def network_source(network: str) -> str | None:

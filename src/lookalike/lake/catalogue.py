@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from lookalike.columns import FAMILY, TEST, UNSEEN
 from lookalike.errors import ImageError
 from lookalike.images import Preprocessing, decode_all, thumbnail, to_png
+from lookalike.lake.samples import by_hash, in_pairs, with_answers
 from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.splits import families
 from lookalike.lake.tables import Tables
@@ -67,7 +68,10 @@ def sample(
     labelled: bool,
     preprocessing: Preprocessing | None,
 ) -> DataFrame:
-    """A bounded sample of items, by hash, with vector and decoded pixels.
+    """A bounded sample of items, with vector and decoded pixels.
+
+    Of labelled ones the test items come in pairs of a class, and of the others those of their
+    classes first: so they have something to find, as they would in the whole catalogue.
 
     Args:
         tables: the warehouse's.
@@ -110,18 +114,21 @@ def sampled(
         .join(splits, "item_id")
         .withColumn("unseen", F.col("decided_by").eqNullSafe(UNSEEN))
     )
-    test = F.col("split") == TEST
-    return _by_hash(both.where(test), limits[0]).unionByName(_by_hash(both.where(~test), limits[1]))
+    test, others = both.where(F.col("split") == TEST), both.where(F.col("split") != TEST)
+    if not labelled:
+        return by_hash(test, limits[0]).unionByName(by_hash(others, limits[1]))
+    queries = in_pairs(test, limits[0])
+    return queries.unionByName(with_answers(others, queries, limits[1]))
 
 
 def labelled_contents(
     tables: Tables, versions: dict[str, int], split: str, limit: int
 ) -> DataFrame:
-    """At most `limit` labelled items of a split, by hash: label, bytes."""
+    """At most `limit` labelled items of a split, in pairs of a class: label, bytes."""
     splits = tables.read("splits", versions["splits"]).where(F.col("split") == split)
     items = _items(tables, versions["items"], labelled=True).join(splits, "item_id")
     contents = tables.read("contents").select("sha256", "bytes")
-    chosen = _by_hash(items, limit).join(contents, "sha256")
+    chosen = in_pairs(items, limit).join(contents, "sha256")
     return chosen.orderBy("item_id").select("label", "bytes")
 
 
@@ -188,16 +195,12 @@ def _thumbnails(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Rec
 
 def _some(tables: Tables, fingerprint: str, items_version: int, count: int) -> DataFrame:
     items = _items(tables, items_version, labelled=False)
-    return _by_hash(items.join(_vectors(tables, fingerprint), "sha256", "left_semi"), count)
+    return by_hash(items.join(_vectors(tables, fingerprint), "sha256", "left_semi"), count)
 
 
 def _items(tables: Tables, version: int, labelled: bool) -> DataFrame:
     items = tables.read("items", version).select("item_id", "sha256", "label")
     return items.where("label IS NOT NULL") if labelled else items
-
-
-def _by_hash(items: DataFrame, limit: int) -> DataFrame:
-    return items.orderBy(F.xxhash64("item_id"), "item_id").limit(limit)
 
 
 def _vectors(tables: Tables, fingerprint: str) -> DataFrame:

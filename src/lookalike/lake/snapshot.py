@@ -29,6 +29,7 @@ from lookalike import artifacts, planning
 from lookalike.columns import CLASS_ID, COUNT, ITEM_IDS, LENGTHS, PIXELS, TRAIN, VALIDATION
 from lookalike.errors import ConfigError, DataError
 from lookalike.images import Preprocessing, decode
+from lookalike.lake.samples import in_pairs
 from lookalike.lake.session import ARROW_ROWS, configured, translated
 from lookalike.lake.tables import Tables
 from lookalike.planning import BatchShape
@@ -57,7 +58,7 @@ class Recipe:
     Attributes:
         preprocessing: size and channels that images are decoded to.
         batch: P x K that its blocks are laid out for.
-        validation_items: at most so many, by hash.
+        validation_items: at most so many, in pairs of a class.
         seed: of the order of items.
         format: 'raw' or 'encoded': images decoded, or the files as they came.
         group_by: attribute whose commonest value among its images is a class's group, or None.
@@ -242,12 +243,9 @@ def _validation_blocks(
     table = spark.createDataFrame(
         [(c, i) for i, c in enumerate(classes)], "label string, class_id int"
     )
+    known = keys.where(F.col("split") == VALIDATION).join(F.broadcast(table), "label")
     return (
-        _positions(
-            keys.where(F.col("split") == VALIDATION).join(F.broadcast(table), "label"),
-            "split",
-        )
-        .where(F.col("position") < recipe.validation_items)
+        _positions(in_pairs(known, recipe.validation_items), "split")
         .withColumn("block", F.floor(F.col("position") / per_block).cast("long"))
         .select("split", "block", "class_id", "position", "item_id", "sha256")
     )

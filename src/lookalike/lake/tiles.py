@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from PIL import Image
-
 from lookalike import images
 from lookalike.columns import TEXT_MEDIA, VECTOR_MEDIA
 from lookalike.errors import ImageError
-from lookalike.images import Preprocessing
 
 SIDE: Final = 96
 """Pixels of a tile's longer side, at most."""
@@ -38,19 +34,8 @@ def tile(data: bytes, media: str | None) -> Tile:
         return Tile(None, f"vector of {len(data) // 4:,} numbers")
     if media != TEXT_MEDIA:
         try:
-            return Tile(_shrunk(data), None)
+            return Tile(images.to_png(data, SIDE), None)
         except ImageError as error:
             return Tile(None, f"cannot be decoded ({error.reason})")
     # A character has up to 4 bytes, and one that is cut in two does no harm at this length.
     return Tile(None, data[: 4 * _WORDS].decode("utf-8", "replace")[:_WORDS])
-
-
-def _shrunk(data: bytes) -> bytes:
-    found = images.examine(data, phash=False)
-    longer = max(found.width, found.height)
-    if longer <= SIDE:
-        return images.to_png(data)
-    # A square first, for this is how `decode` gives it; a PNG of a whole photo takes seconds.
-    square = Image.fromarray(images.decode(data, Preprocessing(SIDE, 3)))
-    shape = [max(1, round(SIDE * side / longer)) for side in (found.width, found.height)]
-    return images.encode_png(np.asarray(square.resize((shape[0], shape[1]))))

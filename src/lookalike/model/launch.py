@@ -226,24 +226,38 @@ def _rank(job: Job, driver: Address) -> dict[str, Any] | None:
             fitted = training.fit(snapshot, job.train, job.seed, ranks, Watcher(), checkpoints)
             return _commit(job, snapshot, fitted) if first else None
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in errors.NO_ROOM:
-                error = _no_room(job, error)
-            if isinstance(error, LookalikeError):
+            error = _ours(job, error) or error
+            if not isinstance(error, LookalikeError):
+                line.tell("failed", ours=None, words=f"{type(error).__name__}: {error}"[:2000])
+            else:
                 kind, facts = type(error).__name__, error.__dict__
                 line.tell("failed", ours=kind, words=str(error), facts=facts)
-            else:
-                line.tell("failed", ours=None, words=f"{type(error).__name__}: {error}"[:2000])
             raise error
 
 
-def _no_room(job: Job, error: OSError) -> LookalikeError:
-    """A full disk is full still when all have begun again."""
-    return LookalikeError(
-        f"there is no room to write in ({error.strerror}): {socket.gethostname()} keeps temporary "
-        f"files in {tempfile.gettempdir()}, and the encoder goes to {job.encoders}",
-        remedy="Make room there, or name another folder in TMPDIR, and run `lookalike train` "
-        "again: it goes on from its last checkpoint",
-    )
+def _ours(job: Job, error: Exception) -> LookalikeError | None:
+    """What would come again when all have begun again, as an error for people; else None."""
+    import tensorflow as tf
+
+    if isinstance(error, LookalikeError):
+        return error
+    here = socket.gethostname()
+    again = "and run `lookalike train` again: it goes on from its last checkpoint"
+    if isinstance(error, OSError) and error.errno in errors.NO_ROOM:
+        return LookalikeError(
+            f"there is no room to write in ({error.strerror}): {here} keeps temporary files in "
+            f"{tempfile.gettempdir()}, and the encoder goes to {job.encoders}",
+            remedy=f"Make room there, or name another folder in TMPDIR, {again}",
+        )
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        batch = job.train.batch
+        return LookalikeError(
+            f"{batch.classes} x {batch.images} images are more than the memory of {here} takes at "
+            f"once ({error.message.splitlines()[0][:200]})",
+            remedy="Lower train.classes_per_batch or train.images_per_class; or let nobody else "
+            f"use the GPU, {again}",
+        )
+    return None
 
 
 _CURVE = ("p_at_1", "knn_accuracy", "map_at_10", "map_at_r")
@@ -276,7 +290,7 @@ def _commit(job: Job, snapshot: Any, fitted: Any) -> dict[str, Any]:
     )
     scores = {name: getattr(fitted.scores, name) for name in fitted.scores.METRICS}
     # What it was, where the recipe leaves it to the machine.
-    recipe = job.train.model_dump() | {"precision": fitted.precision}
+    recipe = job.train.recorded() | {"precision": fitted.precision}
     committed = encoder.commit(
         job.encoders,
         export.to_onnx(fitted.network, snapshot.preprocessing),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from joblib import cpu_count  # type: ignore[import-untyped] # scikit-learn's
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Ranks:
         """The ranks of the Horovod job that this process is in."""
         import horovod.tensorflow as hvd
 
+        _leave_cores_to_networks()
         hvd.init()
         return cls(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), _devices(), hvd)
 
@@ -108,6 +111,17 @@ class Ranks:
 @tf.custom_gradient
 def _scaled_gradient(x: tf.Tensor, factor: float) -> tuple[tf.Tensor, Any]:
     return tf.identity(x), lambda upstream: (upstream * factor, None)
+
+
+def _leave_cores_to_networks() -> None:
+    """Let Horovod look for work less often where every core has a network to compute.
+
+    Its thread wakes each millisecond (its default) and takes the core from the network that all
+    ranks wait for; by 2.5 ms two ranks on two cores are about a tenth faster.
+    """
+    ranks_here = int(os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
+    if cpu_count() <= ranks_here:
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "2.5")
 
 
 def _devices() -> tuple[str, ...]:

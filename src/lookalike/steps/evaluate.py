@@ -18,6 +18,7 @@ from lookalike.index import Index
 from lookalike.steps import report, train
 from lookalike.steps.context import Context, Result
 from lookalike.steps.protocols import PROTOCOLS, Evaluation, Sample
+from lookalike.tracking import Run
 
 STEP = "evaluate"
 REPORT = "report"
@@ -83,6 +84,7 @@ def run(context: Context) -> Evaluated:
         content = json.dumps({"protocols": PROTOCOLS} | figures, indent=1)
         (folder / "figures.json").write_text(content)
         committed = artifacts.commit(context.reports, REPORT, folder, {"inputs": inputs})
+    run = context.tracking.going_on(trained["run_id"])
     result = Evaluated(
         encoder=indexed["encoder"],
         index=indexed["version"],
@@ -91,10 +93,10 @@ def run(context: Context) -> Evaluated:
         gallery=int((~found.test).sum()),
         **asdict(evaluation),
         report=committed.uri,
-        run_id=trained["run_id"],
+        run_id=run.run_id,
         picture=None if found.pixels is None else artifacts.join(committed.uri, PICTURE),
     )
-    _log(context, result)
+    _log(run, result)
     ledger.commit(STEP, inputs, result.model_dump(), config.recorded())
     return result
 
@@ -197,10 +199,7 @@ def _draw(
     return pictures
 
 
-def _log(context: Context, result: Evaluated) -> None:
-    from lookalike.tracking import Run
-
-    run = Run(context.tracking, result.run_id)
+def _log(run: Run, result: Evaluated) -> None:
     for protocol, measured in result.figures.items():
         for what, values in measured.items():
             run.metrics({f"test_{protocol}/{what}/{name}": v for name, v in values.items()})

@@ -17,7 +17,6 @@ from lookalike.steps import evaluate, gate, train
 from lookalike.steps.context import Context, Result, Skipped
 from lookalike.steps.gate import Candidate, Row
 from lookalike.steps.protocols import Evaluation
-from lookalike.tracking import Run
 
 if TYPE_CHECKING:
     from lookalike.lake.ledger import Commit, Since
@@ -100,7 +99,7 @@ def run(context: Context, check: bool = False) -> Released | Skipped:
             context.say("the encoder and the index are those of a release that was rolled back")
     candidate = Candidate(Evaluation.of(found), _latency(context, trained["uri"], evaluated))
     champion = _champion(context, before[0], evaluated) if before else None
-    run = Run(context.tracking, found["run_id"])
+    run = context.tracking.going_on(found["run_id"])
     try:
         checks = gate.check(config.gate, candidate, champion)
     except GateError as error:
@@ -193,7 +192,7 @@ def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation
     is another: it has vectors of another length, say."""
     from lookalike.lake import catalogue, embed
 
-    fingerprint, version = (commit.outputs[name] for name in ("encoder", "index"))
+    fingerprint, version, number = (commit.outputs[n] for n in ("encoder", "index", "number"))
     versions, limits = evaluated.inputs["versions"], evaluated.inputs["evaluate"]
     uri = train.made(context, fingerprint)["uri"]
     # What has come since its own embedding it has not seen.
@@ -201,16 +200,23 @@ def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation
     queries = catalogue.sampled(context.tables, versions, sizes, labelled=True)
     if queries.isEmpty():
         queries = catalogue.sampled(context.tables, versions, sizes, labelled=False)
+    try:
+        encoder, index = Encoder.open(uri), Index.open(context.indexes, version)
+    except ArtifactError as error:  # to pass without a comparison is not for a lost file to decide
+        raise ArtifactError(
+            f"the champion, version {number}, cannot be compared with: {error}",
+            remedy="Restore its files, or make another version the champion with "
+            "`lookalike promote`",
+        ) from error
     embed.embed(context.tables, uri, fingerprint, versions["items"], queries)
     try:
-        sample = evaluate.sample(context, Encoder.open(uri), versions, pixels=False)
+        sample = evaluate.sample(context, encoder, versions, pixels=False)
     except DataError as error:
-        number = commit.outputs["number"]
         context.say(
             f"the champion, version {number}, cannot be measured on this catalogue: {error}"
         )
         return None
-    return Evaluation.measured(sample, Index.open(context.indexes, version))
+    return Evaluation.measured(sample, index)
 
 
 def _check(context: Context, number: int, found: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ def run(context: Context) -> TrainedEncoder:
     context.tracking.abandon(_TRAINING, name)
     with context.tracking.run("model") as run:
         run.tags({_TRAINING: name})
-        run.params({"train": train.model_dump(), "seed": config.seed})
+        run.params({"train": train.recorded(), "seed": config.seed})
         search = None if searched is None else _origin(config.tune.name, searched)
         made_from = {
             "snapshot": snapshot["uri"],

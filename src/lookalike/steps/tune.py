@@ -183,7 +183,7 @@ def _begun(
 ) -> _Search:
     """A new search; or, with its trials, one whose MLflow run is not there any more."""
     config = context.config
-    parent.params({"train": config.train.model_dump(), "tune": config.tune.model_dump()})
+    parent.params({"train": config.train.recorded(), "tune": config.tune.model_dump()})
     parent.tags({"snapshot": inputs["snapshot"], "search": config.tune.name})
     uri = artifacts.join(context.searches, config.tune.name, artifacts.new_name())
     folder = artifacts.join(uri, "trials") if before is None else before.folder
