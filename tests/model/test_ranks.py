@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def computed(size: int, alone: bool, folder: str) -> dict[str, Any]:
     labels = classes[here].astype(np.int32)
 
     found: dict[str, Any] = {}
+    found["cores"] = os.sched_getaffinity(0)
     for name, train in LOSSES.items():
         inputs = tf.keras.Input((10,))
         linear = tf.keras.Model(inputs, tf.keras.layers.Dense(DIM, use_bias=False)(inputs))
@@ -195,6 +197,16 @@ def test_synchronised_normalisation_is_that_of_the_concatenated_batch(
     if len(together) > 1:  # the two ways differ, or this shows nothing
         ways = zip(alone[f"{network} True"], alone[f"{network} False"], strict=True)
         assert max(np.abs(one - other).max() for one, other in ways) > 1e-2
+
+
+def test_ranks_have_a_core_each_where_there_are_no_more(both: Both) -> None:
+    from joblib import cpu_count
+
+    _, together = both
+    all_of_them = os.sched_getaffinity(0)
+    one_each = len(all_of_them) == len(together) == cpu_count()
+    for number, rank in enumerate(together):
+        assert rank["cores"] == ({sorted(all_of_them)[number]} if one_each else all_of_them)
 
 
 def test_rows_of_uneven_ranks_come_in_the_order_of_ranks(both: Both) -> None:
