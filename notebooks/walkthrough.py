@@ -203,7 +203,7 @@ if IN_NOTEBOOK and picture is not None:
     files, path = artifacts.filesystem(picture)
     with files.open_input_stream(path) as stream:
         display(Image(data=stream.read()))
-else:
+elif picture is not None:
     print(picture)
 
 # COMMAND ----------

@@ -78,6 +78,7 @@ def test_what_is_gone_on_with_is_where_it_is_logged(tmp_path: Path) -> None:
     for server in (tracking, elsewhere):
         new = server.going_on(run.run_id)
         assert new.run_id != run.run_id
+        assert server.going_on(run.run_id) == new  # the same one whenever it is asked for
         new.metrics({"m": 1})
         found = server.client.get_run(new.run_id)
         assert found.info.status == "FINISHED"

@@ -30,7 +30,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from lookalike.errors import ArtifactError, ConfigError, DamagedError
+from lookalike.errors import ArtifactError, ConfigError, DamagedError, LookalikeError
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -242,7 +242,7 @@ def open_artifact(uri: str, kind: str) -> Artifact:
     Raises:
         ArtifactError: not there, of another kind or an unknown format, or a file that is missing
             or of another size.
-        OSError: it cannot be read, which says nothing of what it is.
+        LookalikeError: it cannot be read, which says nothing of what it is.
     """
     manifest = _read_manifest(uri, kind)
     inner, path = filesystem(uri)
@@ -284,7 +284,7 @@ def exists(uri: str, kind: str) -> bool:
     """Whether a whole artefact of this kind is there.
 
     Raises:
-        OSError: it cannot be read. To make it again would be hours of work for a bad moment.
+        LookalikeError: it cannot be read. To make it again would be hours of work for a bad moment.
     """
     try:
         open_artifact(uri, kind)
@@ -396,6 +396,11 @@ def _read_manifest(uri: str, kind: str) -> Manifest:
             f"there is no {kind} at {uri}: it has no {MANIFEST}",
             remedy="Run the step that makes it again",
         ) from None
+    except OSError as error:  # says nothing of what it is
+        raise LookalikeError(
+            f"{MANIFEST} of the {kind} at {uri} cannot be read ({error})",
+            remedy="Run this again once it can",
+        ) from error
     except ValueError as error:
         raise _damaged(uri, f"{MANIFEST} cannot be read ({error})") from error
     return _interpreted(uri, kind, raw)

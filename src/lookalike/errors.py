@@ -22,6 +22,7 @@ class LookalikeError(Exception):
     exit_code = 1
 
     def __init__(self, fact: str, *, allowed: str | None = None, remedy: str | None = None):
+        self.fact = fact
         parts = [fact.rstrip(".")]
         if allowed:
             parts.append(f"Allowed: {allowed.rstrip('.')}")

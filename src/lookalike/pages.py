@@ -64,14 +64,14 @@ def closing(terminal: Terminal, content: dict[str, Any], where: str, recipe: str
         terminal.out.print(f"[dim]{protocol}: {content['protocols'][protocol]}[/dim]")
     terminal.out.print()
     if evaluated["picture"] is not None:
-        terminal.out.print(f"Queries with their neighbours: {evaluated['picture']}")
-    terminal.out.print(f"All figures: {where}")
+        terminal.out.print(f"Queries with their neighbours: {escape(evaluated['picture'])}")
+    terminal.out.print(f"All figures: {escape(where)}")
     terminal.out.print(f"MLflow run: {evaluated['run_id']}")
     if "query" in content["steps"]:
         sample = next(iter(content["steps"]["query"]["answers"]))
         terminal.out.print("\nNext:")
-        terminal.out.print(f"  {program()} query {recipe} {shlex.quote(sample)}")
-        terminal.out.print(f"  {program()} serve {recipe}")
+        for words in (f"query {recipe} {shlex.quote(sample)}", f"serve {recipe}"):
+            terminal.out.print(escape(f"  {program()} {words}"))
 
 
 def plan(terminal: Terminal, plan: Cleaned) -> None:

@@ -25,6 +25,7 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 _EXPERIMENT, _REGISTRY = "MLFLOW_EXPERIMENT_ID", "MLFLOW_REGISTRY_URI"
 _PARENT = "mlflow.parentRunId"
+_GOES_ON_FROM = "goes_on_from"
 _MAX_PARAM = 500
 
 
@@ -86,11 +87,11 @@ class Tracking:
         # Creating SQLite's tables tells of every migration.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        return MlflowClient(self.uri, self._registry)
+        return MlflowClient(self.uri, self.registry)
 
     @property
-    def _registry(self) -> str | None:
-        # On Databricks MLflow knows which of its registries is meant.
+    def registry(self) -> str | None:
+        """As MLflow is told of it: on Databricks it knows which of its registries is meant."""
         return self.models if self.registry_uri or self.uri != "databricks" else None
 
     def experiment_id(self) -> str:
@@ -117,8 +118,8 @@ class Tracking:
         experiment, told = fluent._active_experiment_id, os.environ.get(_EXPERIMENT)
         registry, named = registries._registry_uri, os.environ.get(_REGISTRY)
         mlflow.set_tracking_uri(self.uri)
-        if self._registry is not None:
-            mlflow.set_registry_uri(self._registry)
+        if self.registry is not None:
+            mlflow.set_registry_uri(self.registry)
         try:
             mlflow.set_experiment(experiment_id=self.experiment_id())
             yield
@@ -161,7 +162,11 @@ class Tracking:
         the recipe has come to name another, or somebody deleted the run."""
         if self.has(run_id):
             return Run(self, run_id)
+        other = f"tags.`{_GOES_ON_FROM}` = '{run_id}'"
+        if found := self.client.search_runs([self.experiment_id()], other, max_results=1):
+            return Run(self, found[0].info.run_id)
         run = self.start("model")
+        run.tags({_GOES_ON_FROM: run_id})
         run.end(RunStatus.FINISHED)
         return run
 

@@ -94,10 +94,6 @@ class Audience:
 class RankError(LookalikeError):
     """A rank ended or fell silent; the others cannot go on without it."""
 
-    def __init__(self, fact: str, **facts: str):
-        super().__init__(fact, **facts)
-        self.fact = fact
-
 
 def prepare() -> None:
     """Let Horovod find out, beside other work, whether it can: that imports TensorFlow once.
@@ -251,9 +247,11 @@ def _ours(job: Job, error: Exception) -> LookalikeError | None:
         )
     if isinstance(error, tf.errors.ResourceExhaustedError):
         batch = job.train.batch
+        # TensorFlow puts stack frames before what it says.
+        said = [line for line in error.message.splitlines() if "alloc" in line] or [error.message]
         return LookalikeError(
             f"{batch.classes} x {batch.images} images are more than the memory of {here} takes at "
-            f"once ({error.message.splitlines()[0][:200]})",
+            f"once ({said[0].strip()[:200]})",
             remedy="Lower train.classes_per_batch or train.images_per_class; or let nobody else "
             f"use the GPU, {again}",
         )

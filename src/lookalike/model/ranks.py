@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,7 @@ def _scaled_gradient(x: tf.Tensor, factor: float) -> tuple[tf.Tensor, Any]:
 
 
 def _settle() -> None:
-    """Where there are cores for no more than the ranks, let Horovod take less of them.
+    """Where this machine has no more cores than ranks, let Horovod take less of them.
 
     Its thread would wake each millisecond; and threads that are moved from core to core make one
     rank wait for the other. Both together let two ranks on two cores train a tenth faster.
@@ -126,7 +127,8 @@ def _settle() -> None:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     # Not where others may have been given a share of the same cores: all would begin at the first.
     if len(cores) == size == cpu_count():
-        os.sched_setaffinity(0, {cores[own]})
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setaffinity(0, {cores[own]})
 
 
 def _devices() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mlflow.exceptions import MlflowException
 
 from lookalike import artifacts
-from lookalike.errors import ArtifactError, ConfigError
+from lookalike.errors import ConfigError, LookalikeError
 from lookalike.index.build import VERSION
 from lookalike.index.reading import parts_of
 from lookalike.retention import names_in
@@ -65,7 +65,7 @@ def run(context: Context) -> Checked:
     for done, (kind, uri) in enumerate(places, start=1):
         try:
             look(artifacts.open_artifact(uri, kind))
-        except ArtifactError as error:
+        except LookalikeError as error:
             damaged.append(str(error))
         except OSError as error:  # more may be
             damaged.append(f"{uri} could not be read: {error}")
@@ -80,7 +80,7 @@ def run(context: Context) -> Checked:
         try:
             with artifacts.workbench() as folder:
                 look(release.stored(context.tracking, name, version.number, folder))
-        except (ArtifactError, OSError) as error:
+        except (LookalikeError, OSError) as error:
             damaged.append(f"{version}: {error}")
         context.progress(len(places) + done, len(places) + len(releases))
     for uri in _lost(context, unfinished):

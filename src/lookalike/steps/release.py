@@ -204,9 +204,10 @@ def _champion(context: Context, commit: Commit, evaluated: Commit) -> Evaluation
         encoder, index = Encoder.open(uri), Index.open(context.indexes, version)
     except ArtifactError as error:  # to pass without a comparison is not for a lost file to decide
         raise ArtifactError(
-            f"the champion, version {number}, cannot be compared with: {error}",
-            remedy="Restore its files, or make another version the champion with "
-            "`lookalike promote`",
+            f"the champion, version {number}, cannot be compared with: {error.fact}",
+            remedy=f"Restore its files, of which models:/{commit.outputs['name']}/{number} has "
+            "copies; or make another release the champion with `lookalike promote`, if there is "
+            "one",
         ) from error
     embed.embed(context.tables, uri, fingerprint, versions["items"], queries)
     try:

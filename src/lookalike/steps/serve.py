@@ -45,7 +45,8 @@ def run(context: Context, host: str, port: int) -> NoReturn:
     number = need_champion(tracking, name).version
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": tracking.uri,
-        **({"MLFLOW_REGISTRY_URI": tracking.registry_uri} if tracking.registry_uri else {}),
+        # Or MLflow would take one that happens to be set.
+        **({"MLFLOW_REGISTRY_URI": tracking.registry} if tracking.registry else {}),
         # MLflow looks for its web server on the PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
