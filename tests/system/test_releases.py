@@ -362,8 +362,11 @@ def test_a_champion_whose_files_are_lost_is_no_reason_to_pass(opened: Opened) ->
     assert release.commits(context) == decided
 
 
-def test_runs_that_mlflow_has_lost_hold_up_no_release(opened: Opened, tmp_path: Path) -> None:
+def test_runs_that_mlflow_has_lost_hold_up_no_release(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another server is named; neither the evaluation's run nor the training's is there."""
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the files of such a server
     elsewhere = f"mlflow.tracking_uri=sqlite:///{tmp_path}/other.db"
     registered = f"mlflow.registry_uri={opened().tracking.models}"
     context = opened(elsewhere, registered, "evaluate.queries=200", "serving.max_k=70")
