@@ -74,8 +74,7 @@ def computed(size: int, alone: bool, folder: str) -> dict[str, Any]:
     rows[4], pixels[4] = rows[3], pixels[3]  # an image that is repeated
     labels = classes[here].astype(np.int32)
 
-    found: dict[str, Any] = {}
-    found["cores"] = _cores()
+    found: dict[str, Any] = {"cores": _cores()}
     for name, train in LOSSES.items():
         inputs = tf.keras.Input((10,))
         linear = tf.keras.Model(inputs, tf.keras.layers.Dense(DIM, use_bias=False)(inputs))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ from lookalike.config.search import Tune, trainings
 from lookalike.config.serving import Serving
 from lookalike.config.sources import Data, IdxData, VectorsData
 from lookalike.config.training import Train
-from lookalike.errors import ConfigError, scrubbed
+from lookalike.errors import ConfigError
 
 
 class Config(Model):
@@ -55,11 +54,9 @@ class Config(Model):
     def model_name(self) -> str:
         return self.mlflow.model or self.name
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, exclude: Set[str] = frozenset({"mlflow", "spark"})) -> dict[str, Any]:
         """What artefacts, ledger and MLflow keep of a recipe: not what may hold secrets."""
-        kept = self.model_dump_json(exclude={"mlflow", "spark"})
-        recorded: dict[str, Any] = json.loads(scrubbed(kept))
-        return recorded
+        return super().recorded(exclude)
 
     @model_validator(mode="after")
     def _possible(self) -> Config:

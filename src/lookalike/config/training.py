@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,6 @@ from lookalike.config.fields import Model, Positive, Share
 from lookalike.config.keys import put
 from lookalike.config.losses import Auxiliary, Loss, MultiSimilarity
 from lookalike.config.refusals import validated
-from lookalike.errors import scrubbed
 from lookalike.planning import BatchShape
 
 Dimension = Annotated[int, Field(ge=2, le=4096)]
@@ -136,12 +134,7 @@ class Train(Model):
             left_out.add("detail")
         source = network_source(self.network)
         own = {} if source is None else {"network_source": source}
-        return {k: v for k, v in self.recorded().items() if k not in left_out} | own
-
-    def recorded(self) -> dict[str, Any]:
-        """What is kept of it where others read: without secrets that an address may hold."""
-        recorded: dict[str, Any] = json.loads(scrubbed(self.model_dump_json()))
-        return recorded
+        return self.recorded(left_out) | own
 
 
 def network_source(network: str) -> str | None:

@@ -118,7 +118,7 @@ def _settle() -> None:
     """Where this machine has no more cores than ranks, let Horovod take less of them.
 
     Its thread would wake each millisecond; and threads that are moved from core to core make one
-    rank wait for the other. Both together let two ranks on two cores train a tenth faster.
+    rank wait for the other.
     """
     size, own = (int(os.environ.get(f"HOROVOD_LOCAL_{name}", "0")) for name in ("SIZE", "RANK"))
     if cpu_count() > size:
